@@ -1,0 +1,1 @@
+"""Build, train and understand attention and its successors in JAX."""
