@@ -1,0 +1,153 @@
+"""Softmax attention (Vaswani et al. 2017): multi-head, grouped-query, windowed, with sinks, rotary or no positions.
+
+    y_t = W_o concat_h sum_s softmax_s(scale q_th . k_sg) v_sg       g = h // (H/G), s visible to t
+
+State: the keys and values of the document in the slots of a cache policy (`jattn/nn/cache.py`): all of them, or with a
+window the last ones. Taps: q, k, v before rotation, z; on the reference path scores and pattern.
+"""
+
+import dataclasses
+from typing import ClassVar, Self
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jattn.contract import Context, MixerConfig, divide, locate
+from jattn.nn.cache import KeyValues, PlainCache, RingCache, View
+from jattn.nn.linear import Linear
+from jattn.nn.norm import RMSNorm
+from jattn.nn.rotary import rotate
+from jattn.ops import attention
+from jattn.ops.softmax_attention.reference import attend, attention_mask, attention_pattern, attention_scores
+from jattn.taps import PATTERNS, tap, wants_patterns
+from jattn.typing import Array, Float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftmaxConfig(MixerConfig):
+    """Softmax attention.
+
+    Attributes:
+        heads: H, query heads.
+        key_heads: G, key and value heads; None: H (multi-head), 1: multi-query (Shazeer 2019), else grouped (2023).
+        head_dim: K = V; None: width / heads.
+        window: a query sees the last `window` tokens, itself included (Beltagy et al. 2020); None: all.
+        sinks: the first tokens of a document (positions 0 .. sinks-1) stay visible beside the window (Xiao et al. 2023).
+        rotary_base: theta of the rotary embedding; None: no positions.
+        qk_norm: RMSNorm over the channels of each query and key head, before rotation (Henry et al. 2020).
+        softcap: c, scores become c tanh(scores / c); None: as they are.
+        causal: whether a query sees the past alone.
+        cache: the cache policy; None: a ring where there is a window, else plain.
+        implementation: of `ops.attention`; None: the fastest that serves.
+
+    >>> import jax
+    >>> cfg = SoftmaxConfig(width=16, heads=2)
+    >>> mixer, x = cfg.make(), jnp.ones((1, 5, 16))
+    >>> (y, state), variables = mixer.init_with_output(jax.random.key(0), x)
+    >>> y.shape, state, cfg.state_bytes(capacity=5)
+    ((1, 5, 16), None, 352)
+    """
+
+    sites: ClassVar[tuple[str, ...]] = ('q', 'k', 'v', 'z')
+    pattern_sites: ClassVar[tuple[str, ...]] = ('scores', 'pattern')
+
+    heads: int = 4
+    key_heads: int | None = None
+    head_dim: int | None = None
+    window: int | None = None
+    sinks: int = 0
+    rotary_base: float | None = 10_000.0
+    qk_norm: bool = False
+    softcap: float | None = None
+    causal: bool = True
+    cache: PlainCache | None = None
+    implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        divide('heads', self.heads, 'key_heads', self.num_key_heads)
+        if self.window is not None and self.window < 1:
+            raise ValueError(f'window={self.window} must be at least 1, or None for no window')
+        if self.sinks and self.window is None:
+            raise ValueError(f'sinks={self.sinks} stand beside a window, but window is None')
+        if self.width is not None and self.rotary_base is not None and self.channels % 2:
+            raise ValueError(f'head_dim={self.channels} must be even for rotary positions (rotary_base=None: none)')
+
+    @property
+    def num_key_heads(self) -> int:
+        """G."""
+        return self.heads if self.key_heads is None else self.key_heads
+
+    @property
+    def channels(self) -> int:
+        """K = V, the channels of a head."""
+        return self.head_dim or divide('width', self.require_width(), 'heads', self.heads)
+
+    @property
+    def policy(self) -> PlainCache:
+        """The cache policy in force."""
+        if self.cache is not None:
+            return self.cache
+        return PlainCache() if self.window is None else RingCache(self.window, self.sinks)
+
+    def make(self, **flax_kwargs: object) -> nn.Module:
+        return Softmax(self, **flax_kwargs)
+
+    def init_state(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.bfloat16) -> KeyValues:
+        if not self.causal:
+            raise ValueError('softmax: a mixer with causal=False has no state')
+        return self.policy.init(batch, capacity, self.num_key_heads, self.channels, self.channels, dtype)
+
+    def flops(self, tokens: int) -> int:
+        projections = 2 * self.require_width() * self.channels * (2 * self.heads + 2 * self.num_key_heads)
+        return tokens * projections + 2 * tokens * tokens * self.heads * 2 * self.channels
+
+    def tiny(self) -> Self:
+        return dataclasses.replace(
+            self,
+            width=32,
+            head_dim=None if self.head_dim is None else 8,
+            window=None if self.window is None else 4,
+            sinks=min(self.sinks, 2),
+        )
+
+
+class Softmax(nn.Module):
+    """The module of `SoftmaxConfig`."""
+
+    cfg: SoftmaxConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, 'B T D'], context: Context = Context(), state: KeyValues | None = None
+    ) -> tuple[Float[Array, 'B T D'], KeyValues | None]:
+        cfg = self.cfg
+        query, key = (cfg.heads, cfg.channels), (cfg.num_key_heads, cfg.channels)
+        q = Linear(query, ('embed', 'heads', 'head'), name='q_proj')(x)
+        k = Linear(key, ('embed', 'heads', 'head'), name='k_proj')(x)
+        v = Linear(key, ('embed', 'heads', 'head'), name='v_proj')(x)
+        if cfg.qk_norm:
+            q, k = RMSNorm(axis='head', name='q_norm')(q), RMSNorm(axis='head', name='k_norm')(k)
+        q, k, v = tap(self, 'q', q), tap(self, 'k', k), tap(self, 'v', v)
+
+        rows = locate(context, x.shape[:2], None if state is None else state.cursor)
+        state, view = cfg.policy.extend(state, q, k, v, rows, self._rotate)
+        z = self._attend(view)
+        if view.overflow is not None:
+            z = jnp.where(view.overflow[:, :, None, None], jnp.nan, z)
+        z = tap(self, 'z', z)
+        return Linear(x.shape[-1:], ('heads', 'head', 'embed'), name='o_proj')(z), state
+
+    def _rotate(self, x: Array, positions: Array) -> Array:
+        return x if self.cfg.rotary_base is None else rotate(x, positions, self.cfg.rotary_base)
+
+    def _attend(self, view: View) -> Float[Array, 'B T H V']:
+        cfg = self.cfg
+        visible = dict(
+            causal=cfg.causal, window=cfg.window, sinks=cfg.sinks, segments=view.segments, positions=view.positions
+        )
+        if not wants_patterns(self):
+            return attention(view.q, view.k, view.v, **visible, softcap=cfg.softcap, implementation=cfg.implementation)
+        mask = attention_mask(view.q, view.k, **visible)
+        scores = tap(self, 'scores', attention_scores(view.q, view.k, mask, softcap=cfg.softcap), PATTERNS)
+        pattern = tap(self, 'pattern', attention_pattern(scores, mask), PATTERNS)
+        return attend(pattern, view.v)

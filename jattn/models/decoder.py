@@ -1,0 +1,251 @@
+"""The decoder: a read-in, a tiled pattern of pre-norm blocks, a read-out. Any mixer, any hybrid, one file.
+
+    x = read_in(inputs) (+ position_p)
+    x = x + mixer(norm(x));   x = x + feed_forward(norm(x))        for every layer
+    outputs = read_out(norm(x))
+
+The pattern of mixers is tiled over the depth: (a, b, c) over 7 layers is a b c a b c a. With `scan` the whole repeats
+of the pattern are one `nn.scan` (compile time does not grow with the depth); the remainder is scanned at length 1, so
+that every parameter, tap and state of a layer has a leading repeat axis. Without `scan` the pattern is the whole depth
+and is repeated once: the same tree, the same rule. `layer_sites()` maps a layer to its place.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jattn.contract import Context, Cursor, MixerConfig, locate
+from jattn.mixers.softmax import SoftmaxConfig
+from jattn.nn.feed_forward import FeedForwardConfig
+from jattn.nn.linear import Linear
+from jattn.nn.norm import NORMS
+from jattn.taps import EDITS, PATTERNS, TAPS, tap
+from jattn.typing import Array, Float, PyTree
+
+REMAT = ('none', 'block')
+READ_IN = ('tokens', 'linear')
+# Collections that have one entry a layer; `edits` is read, the others are written.
+LAYERED = {name: 0 for name in ('params', TAPS, PATTERNS, EDITS, 'losses', 'metrics', 'mixer_state', 'batch_stats')}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The decoder.
+
+    Attributes:
+        width: D.
+        layers: L.
+        mixer: the pattern of mixers that is tiled over the layers; their width is filled in here.
+        feed_forward: of every block; None: blocks are mixers alone.
+        norm: 'rms' or 'layer'.
+        read_in: 'tokens' (an embedding) or 'linear' (vectors); None: as the data says.
+        input_size: vocabulary, or features of an input vector; None: as the data says.
+        output_size: vocabulary, or features of an output vector; None: as the data says.
+        max_positions: learned absolute positions 0 .. max_positions-1, added to the read-in; None: none.
+        tied: the read-out is the transposed embedding (tokens only).
+        scan: whether the repeats of the pattern are scanned.
+        remat: 'block' recomputes every block in the backward pass; 'none' stores all.
+        dtype: of the activations; parameters are float32.
+
+    >>> cfg = DecoderConfig(width=16, layers=3, read_in='tokens', input_size=256, output_size=256)
+    >>> model = cfg.make()
+    >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))['params']
+    >>> logits, _ = model.apply({'params': params}, jnp.zeros((1, 4), jnp.int32))
+    >>> logits.shape
+    (1, 4, 256)
+    """
+
+    width: int = 128
+    layers: int = 4
+    mixer: tuple[MixerConfig, ...] = (SoftmaxConfig(),)
+    feed_forward: FeedForwardConfig | None = FeedForwardConfig()
+    norm: str = 'rms'
+    read_in: str | None = None
+    input_size: int | None = None
+    output_size: int | None = None
+    max_positions: int | None = None
+    tied: bool = False
+    scan: bool = True
+    remat: str = 'block'
+    dtype: str = 'float32'
+
+    def __post_init__(self) -> None:
+        for name, value, legal in (
+            ('norm', self.norm, tuple(NORMS)),
+            ('remat', self.remat, REMAT),
+            ('read_in', self.read_in, (*READ_IN, None)),
+        ):
+            if value not in legal:
+                raise ValueError(f'{name}={value!r} must be one of {", ".join(map(str, legal))}')
+        if not self.mixer:
+            raise ValueError('mixer=() must name at least one mixer')
+        if self.layers < 1 or self.width < 1:
+            raise ValueError(f'layers={self.layers} and width={self.width} must be positive')
+        if self.tied and self.read_in == 'linear':
+            raise ValueError("tied=True needs an embedding, but read_in='linear'")
+        self.mixers()  # each mixer checks its own sizes at this width
+
+    def mixers(self) -> tuple[MixerConfig, ...]:
+        """The mixer of every layer, widths filled in."""
+        pattern = [dataclasses.replace(mixer, width=self.width) for mixer in self.mixer]
+        return tuple(pattern[layer % len(pattern)] for layer in range(self.layers))
+
+    def groups(self) -> dict[str, tuple[tuple[MixerConfig, ...], int]]:
+        """name -> (the mixers of a group's slots, how often the group repeats): `body`, and `tail` for a remainder."""
+        mixers = self.mixers()
+        period = min(len(self.mixer), self.layers) if self.scan else self.layers
+        repeats, rest = divmod(self.layers, period)
+        groups = {'body': (mixers[:period], repeats)}
+        return groups | ({'tail': (mixers[-rest:], 1)} if rest else {})
+
+    def layer_sites(self) -> list[tuple[tuple[str, str], int]]:
+        """layer -> ((group, slot), repeat): where its parameters, taps, edits and states are filed."""
+        places = []
+        for group, (mixers, repeats) in self.groups().items():
+            places += [((group, f'block_{slot}'), n) for n in range(repeats) for slot in range(len(mixers))]
+        return places
+
+    @property
+    def document_align(self) -> int:
+        """Packed documents must start at multiples of it: the largest of the mixers'."""
+        return max(mixer.document_align for mixer in self.mixer)
+
+    def for_data(self, read_in: str, input_size: int, output_size: int) -> 'DecoderConfig':
+        """A copy with the sizes that were left to the data."""
+        given = {'read_in': read_in, 'input_size': input_size, 'output_size': output_size}
+        return dataclasses.replace(self, **{k: v for k, v in given.items() if getattr(self, k) is None})
+
+    def make(self, **flax_kwargs: object) -> 'Decoder':
+        """The linen module."""
+        return Decoder(self, **flax_kwargs)
+
+    def init_state(self, batch: int, capacity: int) -> PyTree:
+        """A fresh state of all layers, stacked as the parameters are: group -> slot -> [repeat, ...]."""
+        dtype = jnp.dtype(self.dtype)
+
+        def stack(mixer: MixerConfig, repeats: int) -> PyTree:
+            state = mixer.init_state(batch, capacity, dtype)
+            return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (repeats, *leaf.shape)), state)
+
+        states: dict[str, Any] = {
+            name: tuple(stack(mixer, repeats) for mixer in mixers) for name, (mixers, repeats) in self.groups().items()
+        }
+        if self.max_positions is not None:
+            states['cursor'] = Cursor.fresh(batch)
+        return states
+
+    def flops(self, tokens: int) -> int:
+        """Operations of the matrix products of one row's forward pass."""
+        ff = 0 if self.feed_forward is None else self.feed_forward.flops(self.width, tokens)
+        ends = 2 * tokens * self.width * (self.output_size + (self.input_size if self.read_in == 'linear' else 0))
+        return sum(mixer.flops(tokens) + ff for mixer in self.mixers()) + ends
+
+    def tiny(self) -> 'DecoderConfig':
+        """A copy of width 32 and at most one pattern plus one layer, that keeps the choices."""
+        layers = min(self.layers, len(self.mixer) + 1)
+        return dataclasses.replace(self, width=32, layers=layers, mixer=tuple(mixer.tiny() for mixer in self.mixer))
+
+
+class Block(nn.Module):
+    """One layer: x + mixer(norm(x)), then x + feed_forward(norm(x))."""
+
+    cfg: DecoderConfig
+    mixer: MixerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'B T D'], context: Context, state: PyTree) -> tuple[Array, PyTree]:
+        norm = NORMS[self.cfg.norm]
+        x = tap(self, 'resid_pre', x)
+        y, state = self.mixer.make(name='mixer')(norm(name='mixer_norm')(x), context, state)
+        x = tap(self, 'resid_mid', x + tap(self, 'attn_out', y))
+        if self.cfg.feed_forward is not None:
+            y = self.cfg.feed_forward.make(name='feed_forward')(norm(name='feed_forward_norm')(x))
+            x = x + tap(self, 'mlp_out', y)
+        return tap(self, 'resid_post', x), state
+
+
+class Group(nn.Module):
+    """The slots of a pattern, one block each; what `nn.scan` repeats."""
+
+    cfg: DecoderConfig
+    mixers: tuple[MixerConfig, ...]
+    repeats: int
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: Array, context: Context, states: PyTree) -> tuple[Array, PyTree]:
+        # Inside a loop the recomputation cannot be merged with the forward pass; a single repeat is no loop.
+        block = nn.remat(Block, prevent_cse=self.repeats == 1) if self.remat else Block
+        after = []
+        for slot, mixer in enumerate(self.mixers):
+            state = None if states is None else states[slot]
+            x, state = block(self.cfg, mixer, name=f'block_{slot}')(x, context, state)
+            after.append(state)
+        return x, None if states is None else tuple(after)
+
+
+class Decoder(nn.Module):
+    """The module of `DecoderConfig`: `outputs, state = model(inputs, context, state)`."""
+
+    cfg: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self, inputs: Array, context: Context = Context(), state: PyTree | None = None
+    ) -> tuple[Float[Array, 'B T E'], PyTree | None]:
+        cfg = self.cfg
+        embedding = self._embedding() if cfg.read_in == 'tokens' else None
+        x = self._read_in(inputs, embedding)
+        after = None if state is None else dict(state)
+        if cfg.max_positions is not None:
+            rows = locate(context, inputs.shape[:2], None if state is None else state['cursor'])
+            x = x + self._positions(rows.positions, inputs.shape[1]).astype(x.dtype)
+            if state is not None:
+                after['cursor'] = rows.cursor
+        x = tap(self, 'embed', x)
+        for name, (mixers, repeats) in cfg.groups().items():
+            group = nn.scan(
+                Group,
+                variable_axes=LAYERED,
+                split_rngs={'params': True},
+                in_axes=(nn.broadcast, nn.broadcast if state is None else 0),
+                length=repeats,
+                metadata_params={nn.PARTITION_NAME: 'layers'},
+            )(cfg, mixers, repeats, remat=cfg.remat == 'block' and state is None, name=name)
+            x, states = group(x, context, None if state is None else state[name])
+            if state is not None:
+                after[name] = states
+        x = NORMS[cfg.norm](name='final_norm')(x)
+        return tap(self, 'logits', self._read_out(x, embedding)), after
+
+    def _embedding(self) -> Float[Array, 'E D']:
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0 / self.cfg.width**0.5), ('vocab', 'embed'))
+        return self.param('embedding', init, (self.cfg.input_size, self.cfg.width), jnp.float32)
+
+    def _read_in(self, inputs: Array, embedding: Array | None) -> Float[Array, 'B T D']:
+        cfg = self.cfg
+        if embedding is None:
+            return Linear((cfg.width,), ('features', 'embed'), name='read_in')(inputs.astype(cfg.dtype))
+        # Unit variance at the start, as every block's output has.
+        return embedding.astype(cfg.dtype)[inputs] * cfg.width**0.5
+
+    def _positions(self, positions: Array | None, tokens: int) -> Float[Array, '*B T D']:
+        limit = self.cfg.max_positions
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('position', 'embed'))
+        table = self.param('positions', init, (limit, self.cfg.width), jnp.float32)
+        if positions is None:
+            if tokens > limit:
+                raise ValueError(f'a call of {tokens} tokens does not fit in max_positions={limit}')
+            return table[None, :tokens]
+        # Past the table outputs are NaN, as past any capacity: a clipped look-up would be silently wrong.
+        return table.at[positions].get(mode='fill', fill_value=jnp.nan)
+
+    def _read_out(self, x: Float[Array, 'B T D'], embedding: Array | None) -> Float[Array, 'B T E']:
+        cfg = self.cfg
+        if cfg.tied:
+            return jnp.einsum('btd,ed->bte', x, embedding.astype(x.dtype))
+        axes = ('embed', 'vocab') if cfg.read_in == 'tokens' else ('embed', 'features')
+        return Linear((cfg.output_size,), axes, name='read_out')(x)

@@ -1,0 +1,130 @@
+"""Generation: one prefill of the prompts, then one compiled loop of single tokens; any decoder, any mixer.
+
+Prompts of different length stand in one batch, padded on the right: padding is the identity of every mixer, so each
+row goes on from its own last token, at its own position.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jattn.contract import Context
+from jattn.typing import Array, Bool, Float, Int32, Key, PyTree, axis_sizes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn from the logits.
+
+    Attributes:
+        temperature: logits are divided by it; 0: the most likely token (greedy).
+        top_k: only the k most likely tokens; None: all.
+        top_p: only the most likely tokens that together have probability p (Holtzman et al. 2020); None: all.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f'temperature={self.temperature} must be 0 (greedy) or positive')
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f'top_k={self.top_k} must be at least 1')
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f'top_p={self.top_p} must be in (0, 1]')
+
+    def draw(self, key: Key, logits: Float[Array, 'B E']) -> Int32[Array, 'B']:
+        """One token a row.
+
+        >>> Sampling(temperature=1.0, top_k=1).draw(jax.random.key(0), jnp.array([[0.0, 2.0, 1.0]])).tolist()
+        [1]
+        """
+        if self.temperature == 0:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        logits = logits.astype(jnp.float32) / self.temperature
+        order = jnp.argsort(-logits, axis=-1)
+        ranked = jnp.take_along_axis(logits, order, axis=-1)
+        rank = jnp.arange(logits.shape[-1])[None]
+        keep = rank < (self.top_k or logits.shape[-1])
+        if self.top_p is not None:
+            probability = jax.nn.softmax(jnp.where(keep, ranked, -jnp.inf), axis=-1)
+            keep &= jnp.cumsum(probability, axis=-1) - probability < self.top_p  # the first token always stays
+        choice = jax.random.categorical(key, jnp.where(keep, ranked, -jnp.inf), axis=-1)
+        return jnp.take_along_axis(order, choice[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+def generate(
+    model: nn.Module,
+    params: PyTree,
+    prompts: Int32[Array, 'B T'],
+    lengths: Int32[Array, 'B'],
+    new_tokens: int,
+    *,
+    key: Key | None = None,
+    sampling: Sampling = Sampling(),
+    capacity: int | None = None,
+) -> Int32[Array, 'B N']:
+    """Continues each prompt by `new_tokens` tokens.
+
+    Args:
+        model: a decoder; its config gives the state.
+        params: its parameters.
+        prompts: tokens, padded on the right.
+        lengths: the number of real tokens of each prompt, at least 1.
+        new_tokens: how many tokens to add.
+        key: needed where the temperature is positive.
+        sampling: how tokens are drawn.
+        capacity: tokens that the state must hold; None: the longest prompt and the new tokens.
+
+    Raises:
+        ValueError: before anything is compiled, when the prompt and the new tokens do not fit in `capacity` or in the
+            model's learned positions, or a length is not in [1, T].
+    """
+    axis_sizes('generate', prompts=(prompts, 'B T'), lengths=(lengths, 'B'))
+    if new_tokens < 1:
+        raise ValueError(f'generate: new_tokens={new_tokens} must be at least 1')
+    shortest, longest = int(jnp.min(lengths)), int(jnp.max(lengths))
+    if shortest < 1 or longest > prompts.shape[1]:
+        raise ValueError(f'generate: lengths must be in [1, T={prompts.shape[1]}], found [{shortest}, {longest}]')
+    needed = longest + new_tokens
+    for name, limit in (('capacity', capacity), ('max_positions', model.cfg.max_positions)):
+        if limit is not None and needed > limit:
+            raise ValueError(
+                f'generate: {longest} prompt tokens and {new_tokens} new ones need {needed}, but {name}={limit}'
+            )
+    if sampling.temperature > 0 and key is None:
+        raise ValueError(f'generate: temperature={sampling.temperature} needs a key')
+    key = jax.random.key(0) if key is None else key
+    return _generate(model, sampling, new_tokens, capacity or needed, params, prompts, lengths, key)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _generate(
+    model: nn.Module,
+    sampling: Sampling,
+    new_tokens: int,
+    capacity: int,
+    params: PyTree,
+    prompts: Array,
+    lengths: Array,
+    key: Key,
+) -> Array:
+    real: Bool[Array, 'B T'] = jnp.arange(prompts.shape[1])[None] < lengths[:, None]
+    state = model.cfg.init_state(prompts.shape[0], capacity)
+    logits, state = model.apply({'params': params}, prompts, Context(segments=real.astype(jnp.int32)), state)
+    last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
+
+    def step(carry: tuple[PyTree, Array], step_key: Key) -> tuple[tuple[PyTree, Array], Array]:
+        state, logits = carry
+        token = sampling.draw(step_key, logits)
+        logits, state = model.apply({'params': params}, token[:, None], Context(), state)
+        return (state, logits[:, 0]), token
+
+    # The last token is drawn outside: nobody needs the logits after it.
+    keys = jax.random.split(key, new_tokens)
+    (_, last), tokens = jax.lax.scan(step, (state, last), keys[:-1])
+    return jnp.concatenate([tokens.T, sampling.draw(keys[-1], last)[:, None]], axis=1)

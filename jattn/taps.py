@@ -1,0 +1,76 @@
+"""Readable values: one line in a module names a value, and any tool can capture or edit it, with no change to the model.
+
+    z = tap(self, 'z', z)
+
+`tap` sows the value into the Flax collection `taps`, and where the collection `edits` holds an `Edit` at the module's
+path, changes it first. Nothing happens unless a caller asks:
+
+    logits, captured = model.apply({'params': params, 'edits': edits}, tokens, mutable=['taps'])
+
+This is pure and works under jit, grad, vmap, `lax.map`, `nn.scan` and `nn.remat`; the compiler drops unread taps.
+Scores and patterns exist only on the reference path of attention, so they have a collection of their own, `patterns`:
+`wants_patterns` says whether somebody asks. The public door is `jattn.understanding.capture`, which checks the names.
+
+The sites and their shapes: embed, resid_pre, attn_out, resid_mid, mlp_out, resid_post [B,T,D]; mlp_act [B,T,F];
+q [B,T,H,K], k [B,T,G,K], v [B,T,G,V] (before rotation); z [B,T,H,V], what the heads hand to the output projection;
+logits [B,T,E]; scores, pattern [B,H,T,S]; gates and state as each recurrent mixer documents.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from jattn.typing import Array
+
+TAPS, PATTERNS, EDITS = 'taps', 'patterns', 'edits'
+COLLECTIONS = (TAPS, PATTERNS, EDITS)
+
+
+@struct.dataclass
+class Edit:
+    """A change to the value at a site: where(mask, value, x * scale + add); every part broadcasts, None leaves it out.
+
+    `value` without `mask` replaces everything. All parts are arrays, so a sweep over heads or layers compiles once, and
+    the gradient with respect to `add` is that of the site.
+
+    >>> Edit(scale=jnp.array([0.0, 1.0]))(jnp.ones((2, 2))).tolist()
+    [[0.0, 1.0], [0.0, 1.0]]
+    """
+
+    scale: Array | None = None
+    add: Array | None = None
+    value: Array | None = None
+    mask: Array | None = None
+
+    def __call__(self, x: Array) -> Array:
+        """The edited x, in x's own shape and dtype."""
+        y = x
+        with jax.numpy_rank_promotion('allow'):  # an edit broadcasts over what it does not name
+            if self.scale is not None:
+                y = y * self.scale
+            if self.add is not None:
+                y = y + self.add
+            if self.value is not None:
+                y = jnp.where(True if self.mask is None else self.mask, self.value, y)
+        return jnp.broadcast_to(y, x.shape).astype(x.dtype)
+
+
+def tap(module: nn.Module, site: str, value: Array, collection: str = TAPS) -> Array:
+    """Names a value: returns it, edited if an `Edit` stands at the module's path, and sows it where asked for."""
+    if module.is_initializing():
+        return value
+    if module.has_variable(EDITS, site):
+        value = module.get_variable(EDITS, site)(value)
+    module.sow(collection, site, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    return value
+
+
+def captures(module: nn.Module, collection: str = TAPS) -> bool:
+    """Whether the caller asked for this collection, so that a value made only to be read is worth making."""
+    return module.is_mutable_collection(collection) and not module.is_initializing()
+
+
+def wants_patterns(module: nn.Module, sites: tuple[str, ...] = ('scores', 'pattern')) -> bool:
+    """Whether somebody reads or edits this module's patterns: the reference path is needed."""
+    return captures(module, PATTERNS) or any(module.has_variable(EDITS, site) for site in sites)

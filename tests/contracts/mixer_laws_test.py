@@ -1,0 +1,302 @@
+"""Every law of the mixer contract (jattn/contract.py) for every entry of MIXERS, and for variants of its options.
+
+Parameters are those of init plus 0.02 normal, so that published zero initialisations are no excuse. Documents are laid
+out at multiples of `document_align`, as the packer does.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jattn.contract import Context
+from jattn.mixers import MIXERS, SoftmaxConfig
+from jattn.taps import Edit
+from tests.contracts.flop_counter import count_flops
+
+VARIANTS = {
+    'softmax[window,sinks]': SoftmaxConfig(window=4, sinks=2),
+    'softmax[grouped,qk_norm,softcap]': SoftmaxConfig(key_heads=2, qk_norm=True, softcap=5.0, rotary_base=None),
+    'softmax[multi_query,head_dim]': SoftmaxConfig(key_heads=1, head_dim=16),
+}
+ENTRIES = {name: cfg.tiny() for name, cfg in (MIXERS | VARIANTS).items()}
+CAUSAL = [name for name, cfg in ENTRIES.items() if cfg.causal]
+BATCH, TOKENS, TOLERANCE = 2, 16, 2e-4
+
+entries = pytest.mark.parametrize('name', ENTRIES)
+causal_entries = pytest.mark.parametrize('name', CAUSAL)
+
+
+@functools.cache
+def variables_of(name):
+    cfg = ENTRIES[name]
+    variables = jax.jit(cfg.make().init)(jax.random.key(0), inputs(), full_context(cfg))
+    leaves, tree = jax.tree.flatten(nn.unbox(variables))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return jax.tree.unflatten(tree, [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+
+
+@functools.cache
+def run(name):
+    """The compiled call `(x, context, state) -> (y, state)`."""
+    mixer, variables = ENTRIES[name].make(), variables_of(name)
+    return jax.jit(lambda x, context, state: mixer.apply(variables, x, context, state))
+
+
+def inputs(batch=BATCH, tokens=TOKENS, seed=2):
+    return jax.random.normal(jax.random.key(seed), (batch, tokens, 32))
+
+
+def full_context(cfg, batch=BATCH, tokens=TOKENS):
+    return cfg.example_context(jax.random.key(3), batch, tokens)
+
+
+def fresh(name, batch=BATCH, capacity=2 * TOKENS):
+    return ENTRIES[name].init_state(batch, capacity, jnp.float32)
+
+
+def segments_of(*rows):
+    return Context(segments=jnp.array(rows, jnp.int32))
+
+
+def assert_close(a, b):
+    scale = np.max(np.abs(b))
+    np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * scale)
+
+
+def in_calls(name, x, segments, cuts, capacity=2 * TOKENS):
+    """The outputs when the rows are cut at `cuts` and handed on through the state."""
+    state, outputs = fresh(name, len(x), capacity), []
+    for start, end in itertools.pairwise([0, *cuts, x.shape[1]]):
+        context = Context() if segments is None else Context(segments=segments[:, start:end])
+        y, state = run(name)(x[:, start:end], context, state)
+        outputs.append(y)
+    return jnp.concatenate(outputs, axis=1), state
+
+
+@entries
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_output_has_the_shape_and_dtype_of_the_input_and_is_finite(name, dtype):
+    cfg = ENTRIES[name]
+    y, state = run(name)(inputs().astype(dtype), full_context(cfg), None)
+    assert state is None
+    chex.assert_shape(y, (BATCH, TOKENS, 32))
+    chex.assert_type(y, dtype)
+    chex.assert_tree_all_finite(y)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables_of(name)['params']))
+
+
+@causal_entries
+def test_gradient_to_future_tokens_is_exactly_zero(name):
+    mixer, variables = ENTRIES[name].make(), variables_of(name)
+
+    @jax.jit
+    def gradient(x, t):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(mixer.apply(variables, x)[0][:, t])))(x)
+
+    for t in (0, 6, TOKENS - 2):
+        grad = np.asarray(gradient(inputs(), t))
+        assert np.all(grad[:, t + 1 :] == 0)
+        assert np.all(np.any(grad[:, t] != 0, axis=-1))
+
+
+@causal_entries
+@pytest.mark.parametrize(
+    'cuts', [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [7], [5, 6, 14]], ids=['steps', 'odd', 'mixed']
+)
+def test_any_split_into_calls_gives_the_same_outputs(name, cuts):
+    whole, _ = run(name)(inputs(), Context(), None)
+    split, _ = in_calls(name, inputs(), None, cuts)
+    assert_close(split, whole)
+
+
+@causal_entries
+def test_state_keeps_its_structure_and_dtypes(name):
+    state = fresh(name)
+    _, after = run(name)(inputs()[:, :5], Context(), state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+
+
+@causal_entries
+def test_explicit_positions_and_segments_equal_the_implicit_ones(name):
+    whole, _ = run(name)(inputs(), Context(), None)
+    positions = jnp.broadcast_to(jnp.arange(TOKENS), (BATCH, TOKENS))
+    explicit = Context(positions=positions, segments=jnp.full((BATCH, TOKENS), 7))
+    assert_close(run(name)(inputs(), explicit, None)[0], whole)
+    assert_close(run(name)(inputs(), explicit, fresh(name))[0], whole)
+
+
+@causal_entries
+@pytest.mark.parametrize('cuts', [None, [], [8], [3, 8, 9], [11]], ids=['whole', 'state', 'border', 'mixed', 'inside'])
+def test_packed_documents_equal_separate_ones(name, cuts):
+    # Two documents a row, of other lengths in each row; borders fall between, inside and at the edges of calls.
+    segments = jnp.array([[3] * 8 + [5] * 8, [2] * 3 + [0] * 5 + [9] * 7 + [0]], jnp.int32)
+    x = inputs()
+    if cuts is None:
+        packed, _ = run(name)(x, Context(segments=segments), None)
+    else:
+        packed, _ = in_calls(name, x, segments, cuts)
+    for row, start, end in ((0, 0, 8), (0, 8, 16), (1, 0, 3), (1, 8, 15)):
+        alone, _ = run(name)(x[row : row + 1, start:end], Context(), None)
+        assert_close(packed[row, start:end], alone[0])
+
+
+@causal_entries
+@pytest.mark.parametrize('stateful', [False, True], ids=['whole', 'state'])
+def test_padding_before_and_after_changes_nothing(name, stateful):
+    x, length = inputs(), 7
+    align = ENTRIES[name].document_align
+    start = {1: 3}.get(align, align)
+    segments = np.zeros((BATCH, TOKENS), np.int32)
+    segments[:, start : start + length] = 1
+    y, _ = run(name)(x, Context(segments=jnp.array(segments)), fresh(name) if stateful else None)
+    alone, _ = run(name)(x[:, start : start + length], Context(), None)
+    assert_close(y[:, start : start + length], alone)
+
+
+@causal_entries
+def test_padding_is_the_identity_of_the_state(name):
+    x = inputs()
+    _, before = in_calls(name, x[:, :5], None, [])
+    _, after = run(name)(x[:, 5:9], segments_of([0] * 4, [0] * 4), before)
+    chex.assert_trees_all_close(after, before, rtol=0, atol=1e-6)
+
+
+@causal_entries
+def test_rows_may_stand_at_different_positions(name):
+    x = inputs()
+    whole, _ = run(name)(x, Context(), None)
+    _, state = run(name)(x[:, :8], segments_of([1] * 8, [1] * 5 + [0] * 3), fresh(name))
+    y, _ = run(name)(jnp.stack([x[0, 8:12], x[1, 5:9]]), Context(), state)
+    assert_close(y, np.stack([whole[0, 8:12], whole[1, 5:9]]))
+
+
+@causal_entries
+def test_a_new_document_clears_the_state(name):
+    x = inputs()
+    _, state = in_calls(name, x[:, :9], segments_of([1] * 9, [4] * 9).segments, [])
+    y, _ = run(name)(x[:, 9:], segments_of([2] * 7, [6] * 7), state)
+    alone, _ = run(name)(x[:, 9:], Context(), None)
+    assert_close(y, alone)
+
+
+@causal_entries
+def test_a_document_longer_than_two_windows_streams_at_the_declared_size(name):
+    x = jnp.concatenate([inputs(), inputs(seed=5)], axis=1)
+    whole, _ = run(name)(x, Context(), None)
+    split, _ = in_calls(name, x, None, [9, 10, 23, 24], capacity=x.shape[1])
+    assert_close(split, whole)
+
+
+@entries
+def test_every_parameter_gets_a_finite_gradient(name):
+    cfg = ENTRIES[name]
+    variables = variables_of(name)
+    mixer, context, target = cfg.make(), full_context(cfg), inputs(seed=4)
+    rest = {k: v for k, v in variables.items() if k != 'params'}
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            y, _ = mixer.apply({'params': params, **rest}, inputs(), context)
+            return jnp.sum(y * target)
+
+        return jax.grad(loss)(params)
+
+    grads = gradient(variables['params'])
+    chex.assert_tree_all_finite(grads)
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.max(np.abs(grad)) > 0, f'no gradient reaches {jax.tree_util.keystr(path)}'
+
+
+@entries
+def test_evaluation_changes_no_collection(name):
+    cfg, variables = ENTRIES[name], variables_of(name)
+    apply = functools.partial(cfg.make().apply, mutable=['mixer_state', 'batch_stats'])
+    _, updated = jax.jit(apply)(variables, inputs(), full_context(cfg))
+    for collection, values in updated.items():
+        chex.assert_trees_all_equal(values, variables[collection])
+
+
+@entries
+def test_jit_equals_no_jit_and_traces_once(name):
+    cfg, variables = ENTRIES[name], variables_of(name)
+    mixer = cfg.make()
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def apply(variables, x, context):
+        return mixer.apply(variables, x, context)
+
+    y, _ = apply(variables, inputs(), full_context(cfg))
+    apply(variables, inputs(seed=6), full_context(cfg))
+    plain, _ = mixer.apply(variables, inputs(), full_context(cfg))
+    assert_close(y, plain)
+
+
+@causal_entries
+def test_state_bytes_are_those_of_the_state(name):
+    state = ENTRIES[name].init_state(1, 24, jnp.bfloat16)
+    assert ENTRIES[name].state_bytes(24) == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+@entries
+@pytest.mark.parametrize('tokens', [16, 40])
+def test_flops_are_those_of_the_forward_pass(name, tokens):
+    cfg = ENTRIES[name]
+
+    def forward(x):
+        return cfg.make().apply(variables_of(name), x, full_context(cfg, 1, tokens), mutable=['patterns'])
+
+    counted = count_flops(forward, inputs(1, tokens))
+    assert abs(cfg.flops(tokens) / counted - 1) < 0.05, f'counted {counted}, declared {cfg.flops(tokens)}'
+
+
+@entries
+def test_declared_sites_are_captured(name):
+    cfg = ENTRIES[name]
+    _, captured = jax.jit(functools.partial(cfg.make().apply, mutable=['taps', 'patterns']))(
+        variables_of(name), inputs(), full_context(cfg)
+    )
+    found = set(captured['taps']) | set(captured.get('patterns', {}))
+    assert found == set(cfg.sites) | set(cfg.pattern_sites)
+    assert 'z' in found
+    chex.assert_shape(captured['taps']['z'], (BATCH, TOKENS, cfg.heads, None))
+
+
+@entries
+def test_edits_are_obeyed(name):
+    cfg = ENTRIES[name]
+    apply = jax.jit(cfg.make().apply)
+    y, _ = apply(variables_of(name), inputs(), full_context(cfg))
+    variables = variables_of(name) | {'edits': {'z': Edit(scale=jnp.zeros(()))}}
+    silenced, _ = apply(variables, inputs(), full_context(cfg))
+    assert np.max(np.abs(y)) > 0
+    np.testing.assert_array_equal(silenced, jnp.zeros_like(silenced))
+
+
+@entries
+def test_a_wrong_context_shape_is_named(name):
+    with pytest.raises(ValueError, match=r'context.segments has shape \(2, 5\)'):
+        ENTRIES[name].make().apply(variables_of(name), inputs(), Context(segments=jnp.ones((2, 5), jnp.int32)))
+
+
+def test_no_two_entries_are_alike():
+    configs = list(MIXERS.values())
+    assert len(set(configs)) == len(configs)
+    for (a, x), (b, y) in itertools.combinations(MIXERS.items(), 2):
+        assert dataclasses.asdict(x) != dataclasses.asdict(y) or type(x) is not type(y), f'{a} is {b}'
+
+
+@entries
+def test_configs_are_hashable_and_tiny_is_concrete(name):
+    cfg = ENTRIES[name]
+    assert hash(cfg) == hash(dataclasses.replace(cfg))
+    assert cfg.width == 32
