@@ -1,4 +1,4 @@
-"""Readable values: one line in a module names a value, and any tool can capture or edit it, with no change to the model.
+"""Readable values: one line in a module names a value, and any tool can capture or edit it.
 
     z = tap(self, 'z', z)
 

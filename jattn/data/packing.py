@@ -1,9 +1,10 @@
 """Packing: many documents as one stream of tokens, cut into rows; row i is a pure function of i.
 
-Documents are laid one after another, each padded to a multiple of `align` (the largest `document_align` of the model's
-mixers; 1: no padding). Row i is tokens [i T, i T + T) of that stream, and the next token of each as its target; a row that
-begins inside a document counts its positions from 0, as a new document. The rows then go through Grain: shuffle, slice
-by process, batch. The global batch does not depend on the number of processes, and a position is one number.
+Documents are laid one after another, each padded to a multiple of `align` (the largest `document_align` of the
+model's mixers; 1: no padding). Row i is tokens [i T, i T + T) of that stream, and the next token of each as its target;
+a row that begins inside a document counts its positions from 0, as a new document. The rows then go through Grain:
+shuffle, slice by process, batch. The global batch does not depend on the number of processes, and a position is one
+number.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 | key | paper | state | file |
 | --- | --- | --- | --- |
-| softmax | Vaswani et al. 2017, Attention Is All You Need | keys and values, grows (a ring with a window) | softmax.py |
+| softmax | Vaswani et al. 2017, Attention Is All You Need | keys and values (a ring with a window) | softmax.py |
 | linear_attention | Katharopoulos et al. 2020, Transformers are RNNs | matrix a head | linear_attention.py |
 | rg_lru | De et al. 2024, Griffin | vector | rg_lru.py |
 """

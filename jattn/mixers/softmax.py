@@ -32,7 +32,7 @@ class SoftmaxConfig(MixerConfig):
         key_heads: G, key and value heads; None: H (multi-head), 1: multi-query (Shazeer 2019), else grouped (2023).
         head_dim: K = V; None: width / heads.
         window: a query sees the last `window` tokens, itself included (Beltagy et al. 2020); None: all.
-        sinks: the first tokens of a document (positions 0 .. sinks-1) stay visible beside the window (Xiao et al. 2023).
+        sinks: the first tokens of a document (positions 0 .. sinks-1) stay visible beside a window (Xiao et al. 2023).
         rotary_base: theta of the rotary embedding; None: no positions.
         qk_norm: RMSNorm over the channels of each query and key head, before rotation (Henry et al. 2020).
         softcap: c, scores become c tanh(scores / c); None: as they are.

@@ -28,7 +28,7 @@ from jattn.typing import Array, Float, PyTree
 REMAT = ('none', 'block')
 READ_IN = ('tokens', 'linear')
 # Collections that have one entry a layer; `edits` is read, the others are written.
-LAYERED = {name: 0 for name in ('params', TAPS, PATTERNS, EDITS, 'losses', 'metrics', 'mixer_state', 'batch_stats')}
+LAYERED = dict.fromkeys(('params', TAPS, PATTERNS, EDITS, 'losses', 'metrics', 'mixer_state', 'batch_stats'), 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

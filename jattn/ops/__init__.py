@@ -1,0 +1,1 @@
+from jattn.ops.softmax_attention import attention

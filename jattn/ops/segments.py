@@ -1,7 +1,7 @@
 """Documents packed in rows, read from their segment ids: where one opens, and how far into it a token stands.
 
-Ids [B, T] are int32; 0 marks padding, which belongs to no document and changes nothing. A document opens at a token whose
-id is not that of the last real token before it, however much padding lies between.
+Ids [B, T] are int32; 0 marks padding, which belongs to no document and changes nothing. A document opens at a token
+whose id is not that of the last real token before it, however much padding lies between.
 """
 
 import jax.numpy as jnp

@@ -196,7 +196,7 @@ class ICLLinear(Task):
             'preconditioned_debiased_gradient_descent': theory.risk(debiased, theory.best_preconditioner(debiased)),
         }
         sizes = (self.dim, self.context, self.noise_variance)
-        if not self.shift:
+        if not self.shift and self.context > self.dim + 1:
             facts['least_squares'] = theory.least_squares_risk(*sizes)
         if not self.shift and not self.correlation:
             facts['ridge_large_dim'] = theory.ridge_risk(*sizes)

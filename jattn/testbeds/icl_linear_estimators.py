@@ -63,8 +63,29 @@ def debiased_gradient_descent(
     return gradient_descent(x - jnp.mean(x, axis=1, keepdims=True), y, query, step)
 
 
+def solve_positive(matrix: Float[Array, 'B F F'], right: Float[Array, 'B F']) -> Float[Array, 'B F']:
+    """x of `matrix` x = `right` for symmetric positive definite matrices, by Gauss-Jordan elimination over the batch.
+
+    Small systems in plain array operations: these run inside evaluations, and LAPACK calls that stand side by side in
+    one compiled program can wait for each other for ever on a CPU with few threads (two batched Choleskys, jax 0.10).
+
+    >>> solve_positive(jnp.array([[[2.0, 1.0], [1.0, 2.0]]]), jnp.array([[4.0, 5.0]])).round(5).tolist()
+    [[1.0, 2.0]]
+    """
+    axis_sizes('solve_positive', matrix=(matrix, 'B F F'), right=(right, 'B F'))
+
+    def eliminate(i: int, rows: Array) -> Array:
+        row = rows[:, i] / rows[:, i, i][:, None]
+        return (rows - rows[:, :, i][:, :, None] * row[:, None, :]).at[:, i].set(row)
+
+    rows = jnp.concatenate([matrix, right[:, :, None]], axis=-1)
+    return jax.lax.fori_loop(0, matrix.shape[-1], eliminate, rows)[:, :, -1]
+
+
 def least_squares(x: Float[Array, 'B S F'], y: Float[Array, 'B S'], query: Float[Array, 'B F']) -> Float[Array, 'B']:
     """f = x_q . pinv(X) y: ordinary least squares, of minimum norm when there are fewer examples than covariates.
+
+    From the normal equations of the shorter side, with one step of refinement; X must have full rank.
 
     >>> x, y = jnp.array([[[1.0], [3.0]]]), jnp.array([[1.0, 3.0]])
     >>> least_squares(x, y, jnp.array([[2.0]])).round(5).tolist()
@@ -72,7 +93,16 @@ def least_squares(x: Float[Array, 'B S F'], y: Float[Array, 'B S'], query: Float
     """
     _check('least_squares', x, y, query)
     x = x.astype(at_least_float32(x))
-    return jnp.einsum('bf,bfs,bs->b', query, jnp.linalg.pinv(x), y)
+    gram = jnp.einsum('bsf,bsg->bfg', x, x) if x.shape[1] >= x.shape[2] else jnp.einsum('bsf,btf->bst', x, x)
+
+    def fit(labels: Array) -> Array:
+        if x.shape[1] >= x.shape[2]:
+            return solve_positive(gram, jnp.einsum('bsf,bs->bf', x, labels))
+        return jnp.einsum('bsf,bs->bf', x, solve_positive(gram, labels))
+
+    weights = fit(y)
+    weights = weights + fit(y - jnp.einsum('bsf,bf->bs', x, weights))
+    return jnp.sum(weights * query, axis=-1)
 
 
 def ridge(
@@ -100,7 +130,7 @@ def ridge(
     _check('ridge', x, y, query)
     x = x.astype(at_least_float32(x))
     gram = jnp.einsum('bsf,bsg->bfg', x, x) + penalty * jnp.eye(x.shape[-1], dtype=x.dtype)[None]
-    weights = jnp.linalg.solve(gram, jnp.einsum('bsf,bs->bf', x, y)[..., None])[..., 0]
+    weights = solve_positive(gram, jnp.einsum('bsf,bs->bf', x, y))
     return jnp.sum(weights * query, axis=-1)
 
 

@@ -97,12 +97,17 @@ def risk(moments: Moments, step: float | np.ndarray) -> float:
 
 
 def least_squares_risk(dim: int, context: int, noise_variance: float) -> float:
-    """sigma^2 (1 + F / (S - F - 1)) for zero-mean Gaussian covariates of any covariance; infinite for S <= F + 1.
+    """sigma^2 (1 + F / (S - F - 1)), for zero-mean Gaussian covariates of any covariance, and S > F + 1 examples.
+
+    Raises:
+        ValueError: too few examples: the mean does not exist, or is another formula's (the minimum-norm solution).
 
     >>> round(least_squares_risk(5, 40, 0.1), 5)
     0.11471
     """
-    return noise_variance * (1 + dim / (context - dim - 1)) if context > dim + 1 else math.inf
+    if context <= dim + 1:
+        raise ValueError(f'least_squares_risk: context is {context}, but it must exceed dim + 1 = {dim + 1}')
+    return noise_variance * (1 + dim / (context - dim - 1))
 
 
 def ridge_risk(dim: int, context: int, noise_variance: float) -> float:

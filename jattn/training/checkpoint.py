@@ -207,7 +207,7 @@ def _verify(folder: pathlib.Path, step: int, saved: dict[str, list], state: PyTr
     for path in saved if whole else found:
         if saved.get(path) != found.get(path):
             raise DamagedCheckpoint(
-                f'{folder / str(step)}: {path} does not have the checksum it was saved with: the checkpoint is damaged; '
+                f'{folder / str(step)}: {path} does not have the checksum it was saved with: it is damaged; '
                 'remove that folder to resume from the one before it'
             )
 

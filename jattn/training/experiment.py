@@ -1,7 +1,6 @@
-"""An experiment: a model, where its data comes from, and how it is trained; one frozen tree, saved beside its results."""
+"""An experiment: a model, where its data comes from, and how it is trained; one frozen tree, saved with its results."""
 
 import dataclasses
-import pathlib
 from typing import Self
 
 from flax import linen as nn
@@ -137,6 +136,3 @@ MAY_CHANGE = (
 def may_change(path: str) -> bool:
     """Whether a resumed run may differ in this field."""
     return any(path == free or path.startswith(free + '.') for free in MAY_CHANGE)
-
-
-Workdir = pathlib.Path

@@ -20,7 +20,7 @@ from jattn.training.experiment import Experiment
 from jattn.training.feed import CorpusFeed, TaskFeed, make_feed
 from jattn.training.partition import JitPartition, Partition, PmapPartition, make_mesh
 from jattn.training.preemption import Preemption
-from jattn.training.step import TrainState, eval_step, init_state, train_step
+from jattn.training.step import METRICS, TrainState, eval_step, init_state, train_step
 from jattn.training.workdir import Workdir
 
 
@@ -106,7 +106,7 @@ class _Run:
                 step = stop
                 told = preemption.at(step)
                 if self._due('log', step) or told:
-                    metrics = {name: float(value) for name, value in last.items()}
+                    metrics = {name: float(last[name]) for name in METRICS}
                     self._check(state)
                     now = time.perf_counter()
                     metrics['steps_per_second'] = (step - since) / (now - clock)

@@ -23,7 +23,7 @@ from jattn.typing import Array, Key, PyTree
 
 AXES = ('data', 'fsdp', 'tensor')
 # Logical axis of a parameter -> axis of the mesh. Names that are not listed are not sharded.
-RULES = (('embed', 'fsdp'), ('vocab', 'tensor'), ('heads', 'tensor'), ('mlp', 'tensor'))
+RULES = {'embed': 'fsdp', 'vocab': 'tensor', 'heads': 'tensor', 'mlp': 'tensor'}
 ROWS = PartitionSpec(('data', 'fsdp'))
 
 InitFn = Callable[[Key], TrainState]  # key -> boxed state
@@ -64,7 +64,7 @@ def check_divides(name: str, value: int, by_name: str, by: int) -> None:
 
 
 def repeat(step: Callable, draw: DrawFn, state: TrainState, batches: PyTree, n: Array) -> tuple[TrainState, dict]:
-    """n steps in one call: n is an argument, so that one program serves every call and resumed runs are bit-identical."""
+    """n steps in one call; n is an argument: one program serves every call, so that resumed runs are bit-identical."""
 
     def body(i: Array, carry: tuple) -> tuple:
         state, _ = carry
@@ -80,8 +80,7 @@ class JitPartition:
     def __init__(self, mesh: Mesh, init: InitFn, step: StepFn, evaluate: EvalFn, draw: DrawFn = None) -> None:
         self.mesh = mesh
         boxed = jax.eval_shape(init, jax.random.key(0))
-        rules = tuple((name, axis) for name, axis in RULES) + (('layers', None),)
-        self.sharding = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
+        self.sharding = _shardings(boxed, mesh)
         self.abstract = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), self.sharding
         )
@@ -222,6 +221,17 @@ def _identity(sums: PyTree) -> PyTree:
 
 def _stack(batches: list[Batch]) -> Batch:
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *batches)
+
+
+def _shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
+    """The sharding of every array of a boxed tree, by RULES; arrays without names are whole on every device."""
+
+    def place(node: Any) -> PyTree:
+        names = node.names if isinstance(node, nn.LogicallyPartitioned) else ()
+        sharding = NamedSharding(mesh, PartitionSpec(*(RULES.get(name) for name in names)))
+        return jax.tree.map(lambda _: sharding, nn.unbox(node))
+
+    return jax.tree.map(place, boxed, is_leaf=lambda node: isinstance(node, nn.LogicallyPartitioned))
 
 
 def _check_shards(abstract: PyTree) -> None:

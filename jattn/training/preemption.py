@@ -10,8 +10,8 @@ from jax.experimental import multihost_utils
 class Preemption:
     """Asks whether the run was told to stop.
 
-    With one process a handler sets a flag. With several the signal belongs to JAX's runtime, which agrees on a step that
-    every process can reach; a handler of our own would silence it.
+    With one process a handler sets a flag. With several the signal belongs to JAX's runtime, which agrees on a step
+    that every process can reach; a handler of our own would silence it.
     """
 
     def __init__(self) -> None:

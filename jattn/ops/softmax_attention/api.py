@@ -32,7 +32,7 @@ def attention(
 ) -> Float[Array, 'B T H V']:
     """Softmax attention: each query's mean of the values of the keys it sees, weighted by exp(score).
 
-        out_t = Σ_s softmax_s(c tanh(scale q_t·k_s / c) + bias_ts) v_s      (softcap c; without: scale q_t·k_s + bias_ts)
+        out_t = Σ_s softmax_s(scale q_t·k_s + bias_ts) v_s      with softcap c: c tanh(scale q_t·k_s / c) + bias_ts
 
     Query head h reads key head h // (H // G). A query that sees nobody gives 0, with gradients 0; what a query does not
     see has a gradient of exactly 0. Scores, softmax and sums are float32 at least.
@@ -44,8 +44,8 @@ def attention(
         causal: a query sees the keys whose position does not exceed its own.
         window: a query sees the keys fewer than `window` positions away (with causal: behind it, itself included).
         sinks: the keys at positions 0 .. sinks-1 of a document stay visible beside the window.
-        segments: document ids [B,T] (then T = S) or a pair ([B,T], [B,S]); a query sees its own document alone, and id 0
-            is padding. None: one document.
+        segments: document ids [B,T] (then T = S) or a pair ([B,T], [B,S]); a query sees its own document alone, and
+            id 0 is padding. None: one document.
         positions: [B,T] or a pair, in any order; None: counted by index (T = S), for sinks within each segment.
         bias: [B or 1, H or 1, T, S], added to the scores; differentiable.
         softcap: c, bounds the scores to (-c, c) before the bias; None: unbounded.
@@ -67,8 +67,7 @@ def attention(
     sizes = axis_sizes('attention', q=(q, 'B T H K'), k=(k, 'B S G K'), v=(v, 'B S G V'))
     scale = reference.default_scale(scale, q)
     _check(sizes, q, k, v, bias, softcap, scale, implementation)
-    options = dict(causal=causal, window=window, sinks=sinks, segments=segments, positions=positions)
-    rule, query, key = visibility.locate(sizes['B'], (sizes['T'], sizes['S']), **options)
+    rule, query, key = visibility.locate(q, k, causal, window, sinks, segments, positions)
 
     reason = cudnn.why_not(rule, q, k, v, bias=bias, softcap=softcap, positions=positions)
     if implementation == 'cudnn' and reason is not None:
@@ -104,15 +103,23 @@ def _check(
         raise ValueError(f'attention: implementation={implementation!r}, but one of {IMPLEMENTATIONS} was expected')
     for name, array in (('q', q), ('k', k), ('v', v)):
         if not jnp.issubdtype(array.dtype, jnp.floating) or 0 in array.shape:
-            raise ValueError(f'attention: {name} is {array.dtype}{array.shape}, but a filled floating array was expected')
+            raise ValueError(
+                f'attention: {name} is {array.dtype}{array.shape}, but a filled floating array was expected'
+            )
     if sizes['H'] % sizes['G']:
-        raise ValueError(f'attention: q has H={sizes["H"]} heads, but a multiple of the G={sizes["G"]} of k was expected')
+        raise ValueError(
+            f'attention: q has H={sizes["H"]} heads, but a multiple of the G={sizes["G"]} of k was expected'
+        )
     if softcap is not None and not softcap > 0:
         raise ValueError(f'attention: softcap={softcap}, but a number above 0, or None, was expected')
     if not isinstance(scale, numbers.Real):
-        raise ValueError(f'attention: scale={scale!r}, but a plain number was expected; multiply q by one that is learned')
+        raise ValueError(
+            f'attention: scale={scale!r}, but a plain number was expected; multiply q by one that is learned'
+        )
     if bias is not None:
         wanted = tuple(sizes[axis] for axis in 'BHTS')
         fits = len(bias.shape) == 4 and bias.shape[2:] == wanted[2:]
         if not fits or any(size not in (1, full) for size, full in zip(bias.shape, wanted)):
-            raise ValueError(f'attention: bias has shape {bias.shape}, but {wanted}, its B and H perhaps 1, was expected')
+            raise ValueError(
+                f'attention: bias has shape {bias.shape}, but {wanted}, its B and H perhaps 1, was expected'
+            )

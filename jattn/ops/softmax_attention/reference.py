@@ -33,8 +33,7 @@ def attention_mask(
     >>> attention_mask(x, x, causal=True, window=2).astype(int).tolist()
     [[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]
     """
-    options = dict(causal=causal, window=window, sinks=sinks, segments=segments, positions=positions)
-    return visibility.visible(*visibility.locate(q.shape[0], (q.shape[1], k.shape[1]), **options))
+    return visibility.visible(*visibility.locate(q, k, causal, window, sinks, segments, positions))
 
 
 def attention_scores(

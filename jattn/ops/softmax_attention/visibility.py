@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jattn.ops import segments as documents
-from jattn.typing import Array, Bool, Int32
+from jattn.typing import Array, Bool, Float, Int32
 
 INT32 = jnp.iinfo(jnp.int32)
 FAR = 2**29  # beyond every position, while a difference of two such still fits int32
@@ -79,54 +79,53 @@ class Places(NamedTuple):
 
 
 def locate(
-    batch: int,
-    lengths: tuple[int, int],
-    *,
-    causal: bool = False,
-    window: int | None = None,
-    sinks: int = 0,
-    segments: Array | Pair | None = None,
-    positions: Array | Pair | None = None,
+    q: Float[Array, 'B T H K'],
+    k: Float[Array, 'B S G K'],
+    causal: bool,
+    window: int | None,
+    sinks: int,
+    segments: Array | Pair | None,
+    positions: Array | Pair | None,
 ) -> tuple[Rule, Places, Places]:
-    """The arguments of `attention` as a rule and the places of its `lengths` = (T, S) queries and keys.
+    """The arguments of `attention` as a rule and the places of queries and keys.
 
     Raises:
         ValueError: a wrong size, shape or dtype; no positions where the rule needs them and T differs from S.
     """
-    rule = Rule(causal, window, sinks if window is not None else 0, segments is not None)
-    segment_pair = _pair('segments', segments, batch, lengths)
-    position_pair = _pair('positions', positions, batch, lengths)
-    if rule.ordered and positions is None and lengths[0] != lengths[1]:
+    rule = Rule(causal, window, sinks, segments is not None)
+    if rule.ordered and positions is None and q.shape[1] != k.shape[1]:
         raise ValueError(
-            f'attention: T={lengths[0]} queries and S={lengths[1]} keys need positions=(query, key): '
+            f'attention: T={q.shape[1]} queries and S={k.shape[1]} keys need positions=(query, key): '
             'causal and window count by index only where T equals S'
         )
-    places = []
-    for length, segment, position in zip(lengths, segment_pair, position_pair):
-        index = jnp.arange(length, dtype=jnp.int32)[None]
-        age = index if segment is None or not rule.sinks else documents.positions(segment)
-        places.append(
-            Places(
-                positions=index if position is None or not rule.ordered else position,
-                segments=jnp.ones_like(index) if segment is None else segment,
-                sinks=(age if position is None else position) < rule.sinks,
-            )
-        )
-    return rule, *places
+    sides = zip(('query', 'key'), (q, k), _pair('segments', segments), _pair('positions', positions))
+    return rule, *(_places(rule, *side) for side in sides)
 
 
-def _pair(name: str, arrays: Array | Pair | None, batch: int, lengths: tuple[int, int]) -> tuple[Array | None, ...]:
-    if arrays is None:
-        return None, None
+def _pair(name: str, arrays: Array | Pair | None) -> tuple[Array | None, Array | None]:
     pair = arrays if isinstance(arrays, tuple | list) else (arrays, arrays)
     if len(pair) != 2:
         raise ValueError(f'attention: {name} has {len(pair)} parts, but an array or a pair (query, key) was expected')
-    for side, array, length in zip(('query', 'key'), pair, lengths):
-        if array.shape != (batch, length) or not jnp.issubdtype(array.dtype, jnp.integer):
+    return tuple(pair)
+
+
+def _places(rule: Rule, side: str, tokens: Array, segments: Array | None, positions: Array | None) -> Places:
+    shape = tokens.shape[:2]
+    for name, array in (('segments', segments), ('positions', positions)):
+        if array is not None and (array.shape != shape or not jnp.issubdtype(array.dtype, jnp.integer)):
             raise ValueError(
-                f'attention: {side} {name} are {array.dtype}{array.shape}, but integers of {(batch, length)} were expected'
+                f'attention: {side} {name} are {array.dtype}{array.shape}, but integers {shape} were expected'
             )
-    return tuple(jnp.asarray(array, jnp.int32) for array in pair)
+    index = jnp.arange(shape[1], dtype=jnp.int32)[None]
+    if positions is None and segments is not None and rule.sinks:
+        from_start = documents.positions(segments)
+    else:
+        from_start = index if positions is None else positions
+    return Places(
+        positions=jnp.asarray(index if positions is None or not rule.ordered else positions, jnp.int32),
+        segments=jnp.ones_like(index) if segments is None else jnp.asarray(segments, jnp.int32),
+        sinks=from_start < rule.sinks,
+    )
 
 
 def visible(rule: Rule, query: Places, key: Places) -> Bool[Array, 'B T S'] | None:

@@ -1,18 +1,18 @@
 """Softmax attention over blocks with a running softmax: memory linear in the length, dead blocks never computed.
 
-For each block of queries, over the key blocks j that it may see (`visibility.live_blocks`), with running maximum m, sum l
-and output o (Milakov & Gimelshein 2018; Dao et al. 2022, 2023; memory: Rabe & Staats 2021):
+For each block of queries, over the key blocks j that it may see (`visibility.live_blocks`), with a running maximum m,
+sum l and output o (Milakov & Gimelshein 2018; Rabe & Staats 2021; Dao et al. 2022, 2023):
 
     m' = max(m, max_s scores)    p = exp(scores − m')    l' = l e^{m−m'} + Σ_s p    o' = o e^{m−m'} + p v_j
 
-and out = o / l at the end. The backward pass keeps m, l and out alone and rebuilds p. With ḡ = g / l for the gradient g
-of the output and δ = ḡ·out,
+and out = o / l at the end. The backward pass keeps m, 1/l and out, and rebuilds p. With the gradient g of the output,
+ḡ = g / l and δ = ḡ·out,
 
     dv_j += pᵀ ḡ      ds = p (ḡ v_jᵀ − δ)      dq += scale ds k_j      dk_j += scale dsᵀ q      dbias = ds
 
-where the softcap multiplies ds by its slope. m and l are kept apart, not as m + log l: exp(s − m) / l stays exact where
-logits are large. Both passes walk the blocks of queries one after another with an inner loop whose length is read from
-the table; the backward one carries dk and dv. Plain `jax.numpy`: batch and heads are never merged, so both stay sharded.
+where a softcap multiplies ds by its slope. m and l are kept apart, not as m + log l: exp(s − m) / l stays exact where
+logits are large. Both passes walk the blocks of queries one after another, with an inner loop over as many key blocks
+as are live; the backward one carries dk and dv. Batch and heads are never merged, so that both stay sharded.
 """
 
 import dataclasses
@@ -53,10 +53,15 @@ def xla_attention(
     scale: float,
     block: int | None = None,
 ) -> Float[Array, 'B T H V']:
-    """Attention between the places of queries and keys, in blocks of `block` tokens (None: 64 up to 512 tokens, else 256)."""
-    block = block or (64 if max(q.shape[1], k.shape[1]) <= 512 else 256)
+    """Attention between the places of queries and keys, in blocks of `block` tokens (None: by the length)."""
+    block = block or block_size(max(q.shape[1], k.shape[1]))
     form = Form(rule, scale, softcap, min(block, q.shape[1]), min(block, k.shape[1]))
     return _attention(form, q, k, v, bias, query, key)
+
+
+def block_size(length: int) -> int:
+    """Small blocks cut more of a short triangle away, large ones cost fewer turns of a long loop (timed on a CPU)."""
+    return 64 if length <= 512 else 256
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -74,21 +79,22 @@ def _forward(
     hidden = hidden_score(dtype)
 
     def query_block(i: Array) -> tuple[Array, Array, Array]:
-        q_i, shape = _at(grid.q, i), grid.q.shape[1:-1]
+        q_i = _at(grid.q, i)
 
         def key_block(n: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
             largest, total, out = carry
             j = grid.order[i, n]
-            to_scores, products, bias_ij = grid.products(i, j, q_i)
+            to_scores, products, bias_ij = grid.scoring(i, j, q_i, _at(grid.k, j))
             scores = to_scores(products, bias_ij)
             raised = jnp.maximum(largest, jnp.max(scores, axis=-1))
             weights, kept = jnp.exp(scores - raised[..., None]), jnp.exp(largest - raised)
-            update = _product('bgrts,bgsv->bgrtv', weights, _at(grid.v, j), dtype)
+            update = _einsum('bgrts,bgsv->bgrtv', weights.astype(v.dtype), _at(grid.v, j), dtype)
             return raised, total * kept + jnp.sum(weights, axis=-1), out * kept[..., None] + update
 
+        shape = q_i.shape[:-1]
         start = jnp.full(shape, hidden, dtype), jnp.zeros(shape, dtype), jnp.zeros((*shape, v.shape[-1]), dtype)
         largest, total, out = lax.fori_loop(0, grid.number[i], key_block, start)
-        # A query that saw nobody: its weights, exp(hidden - hidden), count nothing here and in the backward pass.
+        # A query that saw nobody has weights exp(hidden - hidden) = 1: its share 0 strikes them out, backwards too.
         share = jnp.where(largest > hidden, 1 / jnp.where(total > 0, total, 1), 0)
         return (out * share[..., None]).astype(v.dtype), largest, share
 
@@ -104,33 +110,38 @@ def _backward(form: Form, residuals: tuple, gradient: Array) -> tuple:
     gradients, outs = grid.cut_queries(gradient), grid.cut_queries(out)
 
     def query_block(carry: tuple, i: Array) -> tuple[tuple, Array]:
-        q_i = _at(grid.q, i)
+        q_i, largest_i = _at(grid.q, i), _at(largest, i)[..., None]
         g_i = (_at(gradients, i) * _at(share, i)[..., None]).astype(v.dtype)
         delta = jnp.sum(g_i.astype(dtype) * _at(outs, i).astype(dtype), axis=-1, keepdims=True)
-        largest_i = _at(largest, i)[..., None]
 
         def key_block(n: Array, carry: tuple) -> tuple:
             dq_i, dk, dv, dbias = carry
             j = grid.order[i, n]
-            to_scores, products, bias_ij = grid.products(i, j, q_i)
+            k_j, v_j = _at(grid.k, j), _at(grid.v, j)
+            to_scores, products, bias_ij = grid.scoring(i, j, q_i, k_j)
             scores, pull = jax.vjp(to_scores, products, bias_ij)
             weights = jnp.exp(scores - largest_i)
-            dv = _add(dv, _product2('bgrtv,bgrts->bgvs', g_i, weights, dtype), j)
-            dscores = weights * (_product('bgrtv,bgsv->bgrts', g_i, _at(grid.v, j), dtype) - delta)
-            dproducts, dbias_ij = pull(dscores)
-            dk = _add(dk, _product2('bgrtk,bgrts->bgks', q_i, dproducts, dtype), j)
-            dq_i = dq_i + _product('bgrts,bgsk->bgrtk', dproducts, _at(grid.k, j), dtype)
+            dproducts, dbias_ij = pull(weights * (_einsum('bgrtv,bgsv->bgrts', g_i, v_j, dtype) - delta))
+            weights, dproducts = weights.astype(v.dtype), dproducts.astype(q.dtype)
+            # Keys last: a sum over the queries then transposes the narrow q_i and g_i, not a whole block of scores.
+            dv = _add(dv, _einsum('bgrtv,bgrts->bgvs', g_i, weights, dtype), j)
+            dk = _add(dk, _einsum('bgrtk,bgrts->bgks', q_i, dproducts, dtype), j)
+            dq_i += _einsum('bgrts,bgsk->bgrtk', dproducts, k_j, dtype)
             return dq_i, dk, dv, grid.put_bias(dbias, dbias_ij, i, j)
 
         dq_i, *carry = lax.fori_loop(0, grid.number[i], key_block, (jnp.zeros(q_i.shape, dtype), *carry))
         return tuple(carry), dq_i.astype(q.dtype)
 
-    start = jnp.zeros(grid.k.swapaxes(-1,-2).shape, dtype), jnp.zeros(grid.v.swapaxes(-1,-2).shape, dtype), jax.tree.map(jnp.zeros_like, grid.bias)
+    start = (
+        jnp.zeros(jnp.swapaxes(grid.k, -1, -2).shape, dtype),
+        jnp.zeros(jnp.swapaxes(grid.v, -1, -2).shape, dtype),
+        None if bias is None else jnp.zeros_like(grid.bias),
+    )
     (dk, dv, dbias), dq = lax.scan(query_block, start, jnp.arange(grid.q.shape[0]))
     dq = _join(dq, q.shape[1]).reshape(q.shape)
-    dk, dv = _join(dk.swapaxes(-1,-2), k.shape[1]).astype(k.dtype), _join(dv.swapaxes(-1,-2), v.shape[1]).astype(v.dtype)
+    dk, dv = (_join(jnp.swapaxes(d, -1, -2), x.shape[1]).astype(x.dtype) for d, x in ((dk, k), (dv, v)))
     if bias is not None:
-        dbias = dbias.reshape(*bias.shape[:2], *dbias.shape[3:])[:, :, : bias.shape[2], : bias.shape[3]]
+        dbias = dbias.reshape(*bias.shape[:2], *dbias.shape[3:])[:, :, : q.shape[1], : k.shape[1]]
     return dq, dk, dv, dbias, None, None
 
 
@@ -138,7 +149,7 @@ _attention.defvjp(_forward, _backward)
 
 
 class _Grid:
-    """A call cut into blocks: q [nq,B,G,R,t,K], k and v [nk,B,G,s,·], bias [B|1,G|1,R|1,T,S]; heads are G groups of R."""
+    """A call cut into blocks: q [nq,B,G,R,t,K], k and v [nk,B,G,s,·], bias [B|1,G|1,R|1,T,S]; H = G R."""
 
     def __init__(
         self, form: Form, q: Array, k: Array, v: Array, bias: Array | None, query: Places, key: Places
@@ -152,7 +163,7 @@ class _Grid:
         self.q, self.k, self.v = self.cut_queries(q), _cut(k, form.key_block), _cut(v, form.key_block)
         self.bias = None
         if bias is not None:
-            heads = (1, 1) if bias.shape[1] == 1 else (self.groups, -1)
+            heads = (1, 1) if bias.shape[1] == 1 else (self.groups, bias.shape[1] // self.groups)
             missing = ((0, total - size) for total, size in zip(padded, bias.shape[2:]))
             self.bias = jnp.pad(bias, ((0, 0), (0, 0), *missing)).reshape(bias.shape[0], *heads, *padded)
 
@@ -160,8 +171,8 @@ class _Grid:
         """Cuts [B,T,H,·] into [nq,B,G,R,t,·]."""
         return _cut(x.reshape(*x.shape[:2], self.groups, -1, x.shape[3]), self.form.query_block)
 
-    def products(self, i: Array, j: Array, q_i: Array) -> tuple[Callable, Array, Array | None]:
-        """For block (i, j) the function to its scores and that function's arguments: the products q·k and the bias."""
+    def scoring(self, i: Array, j: Array, q_i: Array, k_j: Array) -> tuple[Callable, Array, Array | None]:
+        """For block (i, j) the function to its scores, and that function's arguments: the products q·k and the bias."""
         mask = visible(self.form.rule, self.query.block(i), self.key.block(j))
         to_scores = functools.partial(
             shape_scores,
@@ -169,10 +180,10 @@ class _Grid:
             scale=self.form.scale,
             softcap=self.form.softcap,
         )
-        products = _product('bgrtk,bgsk->bgrts', q_i, _at(self.k, j), at_least_float32(q_i, self.k))
+        products = _einsum('bgrtk,bgsk->bgrts', q_i, k_j, at_least_float32(q_i, k_j))
         if self.bias is None:
             return to_scores, products, None
-        size = (*self.bias.shape[:3], self.form.query_block, self.form.key_block)
+        size = (*self.bias.shape[:3], *products.shape[-2:])
         return to_scores, products, lax.dynamic_slice(self.bias, self._bias_start(i, j), size)
 
     def put_bias(self, bias: Array | None, block: Array | None, i: Array, j: Array) -> Array | None:
@@ -203,9 +214,5 @@ def _add(x: Array, update: Array, index: Array) -> Array:
     return lax.dynamic_update_index_in_dim(x, _at(x, index) + update, index, 0)
 
 
-def _product(letters: str, x: Array, y: Array, dtype: jnp.dtype) -> Array:
-    """An einsum with operands in y's dtype (the activations') and a sum in `dtype`."""
-    return jnp.einsum(letters, x.astype(y.dtype), y, preferred_element_type=dtype)
-
-def _product2(letters: str, x: Array, y: Array, dtype: jnp.dtype) -> Array:
-    return jnp.einsum(letters, x, y.astype(x.dtype), preferred_element_type=dtype)
+def _einsum(letters: str, x: Array, y: Array, dtype: jnp.dtype) -> Array:
+    return jnp.einsum(letters, x, y, preferred_element_type=dtype)

@@ -1,0 +1,132 @@
+"""The one program that trains, evaluates and generates.
+
+python -m experiments.run --config=lm_bytes --workdir=runs/a                        train; the same line resumes
+python -m experiments.run --config=lm_bytes --size=tiny --set model.mixer=rg_lru,softmax --workdir=runs/b
+python -m experiments.run --mode=eval --workdir=runs/a
+python -m experiments.run --mode=generate --workdir=runs/a --prompt='def main('
+python -m experiments.run --list
+"""
+
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from experiments import cli, configs
+from jattn import config as config_lib
+from jattn.config import ConfigError
+from jattn.contract import MixerConfig
+from jattn.data.text import TextConfig
+from jattn.mixers import MIXERS
+from jattn.models.generate import Sampling, generate
+from jattn.testbeds import TESTBEDS
+from jattn.testbeds.task import Task
+from jattn.training import checkpoint, devices
+from jattn.training.evaluate import evaluate
+from jattn.training.experiment import Experiment
+from jattn.training.feed import make_feed
+from jattn.training.loop import TrainingFailed, make_partition, train
+from jattn.training.optimizer import OPTIMIZERS, OptimizerConfig
+
+TABLES = {MixerConfig: MIXERS, Task: TESTBEDS, TextConfig: {'text': TextConfig()}, OptimizerConfig: OPTIMIZERS}
+
+_CONFIG = flags.DEFINE_string('config', None, 'The experiment; --list names them.')
+_SIZE = flags.DEFINE_enum('size', 'small', configs.SIZES, 'tiny: seconds; small: minutes on a laptop; paper: GPU, TPU.')
+_SET = flags.DEFINE_multi_string('set', [], 'path=value, applied in order, as in model.mixer=rg_lru or data.path=DIR.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: config, metrics, checkpoints. It resumes.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'generate'], 'What to do.')
+_LIST = flags.DEFINE_bool('list', False, 'Prints the configs, mixers, testbeds and optimizers, and ends.')
+_STEP = flags.DEFINE_integer('step', None, 'eval, generate: the checkpoint; default: the newest.')
+_PROMPT = flags.DEFINE_multi_string('prompt', ['def '], 'generate: the text to continue; may be given several times.')
+_TOKENS = flags.DEFINE_integer('new_tokens', 200, 'generate: how many bytes to add.')
+_TEMPERATURE = flags.DEFINE_float('temperature', 0.8, 'generate: 0 takes the likeliest byte.')
+_TOP_K = flags.DEFINE_integer('top_k', None, 'generate: draw from the k likeliest bytes.')
+_TOP_P = flags.DEFINE_float('top_p', None, 'generate: draw from the likeliest bytes of this total probability.')
+_SEED = flags.DEFINE_integer('sample_seed', 0, 'generate: the seed of the draws.')
+_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Several processes on TPU, SLURM or MPI, found by JAX.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'Several processes elsewhere: HOST:PORT of the first.')
+_PROCESSES = flags.DEFINE_integer('processes', None, 'With --coordinator: how many there are.')
+_PROCESS = flags.DEFINE_integer('process', None, 'With --coordinator: which one this is, from 0.')
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses, connects, calls the library."""
+    if _LIST.value:
+        return _list()
+    if _WORKDIR.value is None:
+        raise ConfigError('--workdir is needed: the folder of the run')
+    if _MODE.value == 'eval':
+        return _eval()
+    if _MODE.value == 'generate':
+        return _generate()
+    if _CONFIG.value is None:
+        raise ConfigError(f'--config is needed to train; there are: {", ".join(configs.names())}')
+    config = config_lib.override(configs.load(_CONFIG.value, _SIZE.value), _SET.value, TABLES)
+    return _train(config)
+
+
+def _train(config: Experiment) -> int:
+    if config.training.deterministic:
+        os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
+    devices.connect(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if jax.process_index() == 0:
+        for line in devices.report(config.training.mesh):
+            print(line)
+    try:
+        train(config, _WORKDIR.value)
+    except TrainingFailed as error:
+        print(f'error: {error}')
+        return 1
+    return 0
+
+
+def _eval() -> int:
+    config, state = checkpoint.load_state(_WORKDIR.value, _STEP.value)
+    feed = make_feed(config)
+    partition = make_partition(config, feed)
+    metrics = evaluate(partition, state, feed.eval_batches())
+    print(f'step {int(state.step)}  ' + '  '.join(f'{name} {value}' for name, value in metrics.items()))
+    return 0
+
+
+def _generate() -> int:
+    model, params, config = checkpoint.load(_WORKDIR.value, _STEP.value)
+    if not isinstance(config.data, TextConfig):
+        raise ConfigError(f'--mode=generate needs a model of text, but {_WORKDIR.value} was trained on a testbed')
+    sampling = Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value)
+    for prompt, text in zip(_PROMPT.value, continue_texts(model, params, _PROMPT.value, _TOKENS.value, sampling)):
+        print(prompt + text)
+    return 0
+
+
+def continue_texts(
+    model: object, params: object, prompts: Sequence[str], new_tokens: int, sampling: Sampling, seed: int = 0
+) -> list[str]:
+    """The continuation of each prompt, as text."""
+    encoded = [prompt.encode() for prompt in prompts]
+    if not all(encoded):
+        raise ConfigError('--prompt must not be empty')
+    longest = max(map(len, encoded))
+    tokens = jnp.array([list(row.ljust(longest, b'\0')) for row in encoded], jnp.int32)
+    lengths = jnp.array([len(row) for row in encoded], jnp.int32)
+    out = generate(model, params, tokens, lengths, new_tokens, key=jax.random.key(seed), sampling=sampling)
+    return [bytes(row.tolist()).decode(errors='replace') for row in out.astype(jnp.uint8)]
+
+
+def _list() -> int:
+    print('configs (--config):')
+    for name in configs.names():
+        print(f'  {name:<12} {configs.summary(name)}')
+    for title, table in (
+        ('mixers (--set model.mixer=NAME[,NAME...])', MIXERS),
+        ('testbeds (--set data=NAME)', TESTBEDS),
+        ('optimizers (--set training.optimizer=NAME)', OPTIMIZERS),
+    ):
+        print(f'{title}:\n  ' + ', '.join(table))
+    return 0
+
+
+if __name__ == '__main__':
+    cli.run(main)

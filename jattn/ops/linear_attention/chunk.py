@@ -1,0 +1,128 @@
+"""One chunk of gated linear attention on the plain matrices of one head: the mathematics that every fast form runs.
+
+With chunk tokens c, s and the state S at the chunk's start (kept as [V, K], so that a decay per key channel is a row):
+
+    y_c = scale · ( S (q_c ∘ into_c) + Σ_{s≤c} scores_cs v_s )          scores_cs = Σ_k q_ck k_sk exp(Σ_{s<t≤c} log_decay_tk)
+    S'  = S Diag(across) + Σ_s v_s (k_s ∘ out_of_s)^T
+
+into_c = exp(Σ_{t≤c} log_decay_t), out_of_s = exp(Σ_{t>s} log_decay_t), across = exp(Σ_t log_decay_t).
+
+Every exponent is a sum of log decays, taken as a 0/1 matrix times the log decays and never as a difference of two
+cumulative sums. So nothing overflows (all exponents ≤ 0), nothing cancels (a weak decay after a strong one keeps its
+digits), a border between documents is a log decay of -10^4 and no mask, and no cumulative sum is needed, which TPU kernels
+lack. The body holds rank-2 products, no slices and no loops: what Triton, Mosaic and XLA all take, and what `jax.vjp`
+turns into the backward step, inside a kernel as well as outside.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jattn.typing import Array, Bool, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """How a backend multiplies matrices.
+
+    Attributes:
+        operands: dtype that queries, keys, values, scores and states have as factors of a product.
+        sums: dtype of sums, decays and states, float32 at least.
+        precision: of products of `operands`.
+        exact: of 0/1 matrices times log decays; anything below the full digits of `sums` shows as a wrong decay.
+        mask_columns: sum a single column [C, 1] by masking and adding: tensor cores refuse so narrow a product.
+    """
+
+    operands: np.dtype
+    sums: np.dtype
+    precision: object
+    exact: object
+    mask_columns: bool = False
+
+    def multiply(self, letters: str, a: Array, b: Array) -> Array:
+        """einsum of two factors in `operands`, added up in `sums`."""
+        return jnp.einsum(
+            letters,
+            a.astype(self.operands),
+            b.astype(self.operands),
+            precision=self.precision,
+            preferred_element_type=self.sums,
+        )
+
+    def add_up(self, mask: Bool[Array, 'C C'], x: Float[Array, 'C N']) -> Float[Array, 'C N']:
+        """Row c: the sum of the rows t of x where mask_ct."""
+        if self.mask_columns and x.shape[1] == 1:
+            return jnp.sum(jnp.where(mask, row_of(x), 0), axis=1, keepdims=True)
+        return jnp.einsum('ct,tn->cn', mask.astype(x.dtype), x, precision=self.exact, preferred_element_type=self.sums)
+
+
+def step(
+    state: Float[Array, 'V K'],
+    q: Float[Array, 'C K'],
+    k: Float[Array, 'C K'],
+    v: Float[Array, 'C V'],
+    log_decay: Float[Array, 'C N'] | None,
+    *,
+    scale: float,
+    arithmetic: Arithmetic,
+) -> tuple[Float[Array, 'V K'], Float[Array, 'C V']]:
+    """The state after the chunk, and the chunk's outputs in the dtype of sums; log_decay [C, 1] or [C, K], None: 0."""
+    multiply, add_up = arithmetic.multiply, arithmetic.add_up
+    rows, columns = _places(q.shape[0])
+    if log_decay is None:
+        scores = jnp.where(columns <= rows, multiply('ck,sk->cs', q, k), 0)
+        return state + multiply('cv,ck->vk', v, k), scale * (
+            multiply('ck,vk->cv', q, state) + multiply('cs,sv->cv', scores, v)
+        )
+    into = jnp.exp(add_up(columns <= rows, log_decay))
+    out_of = jnp.exp(add_up(columns > rows, log_decay))
+    across = jnp.exp(jnp.sum(log_decay, axis=0, keepdims=True))
+    scores = (_head_scores if log_decay.shape[1] == 1 else _channel_scores)(q, k, log_decay, arithmetic)
+    y = multiply('ck,vk->cv', q * into, state) + multiply('cs,sv->cv', scores, v)
+    return across * state + multiply('cv,ck->vk', v, k * out_of), scale * y
+
+
+def _head_scores(q: Array, k: Array, log_decay: Array, arithmetic: Arithmetic) -> Float[Array, 'C C']:
+    """One decay for all channels: the products q·k times the decay between the two tokens."""
+    rows, columns = _places(q.shape[0])
+    between = arithmetic.add_up(columns <= rows, jnp.where(rows > columns, log_decay, 0))
+    return jnp.where(columns <= rows, arithmetic.multiply('ck,sk->cs', q, k) * jnp.exp(between), 0)
+
+
+def _channel_scores(q: Array, k: Array, log_decay: Array, arithmetic: Arithmetic) -> Float[Array, 'C C']:
+    """A decay per channel cannot leave the product, so it is split between q and k at a border between the two tokens.
+
+    Cut the chunk into blocks of 2^level tokens. Two tokens s < c stand in neighbouring blocks of one pair of blocks at
+    exactly one level (that of the highest bit in which s and c differ). There c brings the decay from its block's
+    start to itself, s the decay after itself to its block's end: the product of the two is the decay between them.
+    """
+    rows, columns = _places(q.shape[0])
+    scores = jnp.where(rows == columns, jnp.sum(q * k, axis=1, keepdims=True), 0)
+    for level in range((q.shape[0] - 1).bit_length()):
+        row_block, column_block = rows >> level, columns >> level
+        is_later = row_block % 2 == 1
+        reach = (row_block == column_block) & jnp.where(is_later, columns <= rows, columns > rows)
+        decay = jnp.exp(arithmetic.add_up(reach, log_decay))
+        pairs = is_later & (row_block - 1 == column_block)
+        scores += jnp.where(pairs, arithmetic.multiply('ck,sk->cs', q * decay, k * decay), 0)
+    return scores
+
+
+def row_of(column: Array) -> Array:
+    """[C, 1] to [1, C] by masking and adding, which every backend can do (a transpose so narrow is not sure to lower)."""
+    rows, columns = _places(column.shape[0])
+    return jnp.sum(jnp.where(rows == columns, column, 0), axis=0, keepdims=True)
+
+
+def column_of(row: Array) -> Array:
+    """[1, C] to [C, 1], likewise."""
+    rows, columns = _places(row.shape[1])
+    return jnp.sum(jnp.where(rows == columns, row, 0), axis=1, keepdims=True)
+
+
+def _places(chunk: int) -> tuple[jax.Array, jax.Array]:
+    """The row and the column of every entry of a [C, C] matrix."""
+    return tuple(lax.broadcasted_iota(jnp.int32, (chunk, chunk), axis) for axis in (0, 1))
