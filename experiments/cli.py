@@ -1,4 +1,7 @@
-"""What every program of jattn shares on the command line: sizes, overrides, and errors in one line with exit code 2."""
+"""What the programs of jattn share on the command line: flags, and errors in one line with exit code 2.
+
+A flag that several programs have is defined here once; they take it in with `flags.adopt_module_key_flags(cli)`.
+"""
 
 import os
 import sys
@@ -9,13 +12,23 @@ from absl import logging as absl_logging
 
 from jattn.config import ConfigError, nearest
 
+SIZES = ('tiny', 'small', 'paper')
+SIZE = flags.DEFINE_enum('size', 'small', SIZES, 'tiny: seconds; small: minutes on a laptop; paper: a GPU or a TPU.')
+SET = flags.DEFINE_multi_string('set', [], 'path=value, applied in order, as in model.mixer=rg_lru or data.path=DIR.')
+OUT = flags.DEFINE_string('out', None, 'Folder of the results.')
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs an absl program: bad input ends with one clear line on stderr and exit code 2, no traceback."""
+
+def run(main: Callable[[Sequence[str]], int | None], *, takes_rest: bool = False) -> None:
+    """Runs an absl program: bad input ends with one clear line on stderr and exit code 2, no traceback.
+
+    Args:
+        main: the program.
+        takes_rest: whether arguments that are no flags, or stand after --, are its business.
+    """
 
     def guarded(argv: Sequence[str]) -> int:
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax reports every file at lower levels
-        if len(argv) > 1:
+        if len(argv) > 1 and not takes_rest:
             return _fail(f'unexpected argument {argv[1]!r}: flags are written --name=value')
         try:
             return main(argv) or 0

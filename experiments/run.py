@@ -11,30 +11,22 @@ import os
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 
 from experiments import cli, configs
-from jattn import config as config_lib
 from jattn.config import ConfigError
-from jattn.contract import MixerConfig
 from jattn.data.text import TextConfig
 from jattn.mixers import MIXERS
-from jattn.models.generate import Sampling, generate
+from jattn.models.generate import Sampling, generate_text
 from jattn.testbeds import TESTBEDS
-from jattn.testbeds.task import Task
 from jattn.training import checkpoint, devices
 from jattn.training.evaluate import evaluate
 from jattn.training.experiment import Experiment
 from jattn.training.feed import make_feed
 from jattn.training.loop import TrainingFailed, make_partition, train
-from jattn.training.optimizer import OPTIMIZERS, OptimizerConfig
-
-TABLES = {MixerConfig: MIXERS, Task: TESTBEDS, TextConfig: {'text': TextConfig()}, OptimizerConfig: OPTIMIZERS}
+from jattn.training.optimizer import OPTIMIZERS
 
 _CONFIG = flags.DEFINE_string('config', None, 'The experiment; --list names them.')
-_SIZE = flags.DEFINE_enum('size', 'small', configs.SIZES, 'tiny: seconds; small: minutes on a laptop; paper: GPU, TPU.')
-_SET = flags.DEFINE_multi_string('set', [], 'path=value, applied in order, as in model.mixer=rg_lru or data.path=DIR.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: config, metrics, checkpoints. It resumes.')
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'generate'], 'What to do.')
 _LIST = flags.DEFINE_bool('list', False, 'Prints the configs, mixers, testbeds and optimizers, and ends.')
@@ -49,6 +41,7 @@ _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Several processes on TPU
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'Several processes elsewhere: HOST:PORT of the first.')
 _PROCESSES = flags.DEFINE_integer('processes', None, 'With --coordinator: how many there are.')
 _PROCESS = flags.DEFINE_integer('process', None, 'With --coordinator: which one this is, from 0.')
+flags.adopt_module_key_flags(cli)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,8 +56,7 @@ def main(argv: Sequence[str]) -> int:
         return _generate()
     if _CONFIG.value is None:
         raise ConfigError(f'--config is needed to train; there are: {", ".join(configs.names())}')
-    config = config_lib.override(configs.load(_CONFIG.value, _SIZE.value), _SET.value, TABLES)
-    return _train(config)
+    return _train(configs.load(_CONFIG.value, cli.SIZE.value, cli.SET.value))
 
 
 def _train(config: Experiment) -> int:
@@ -96,23 +88,11 @@ def _generate() -> int:
     if not isinstance(config.data, TextConfig):
         raise ConfigError(f'--mode=generate needs a model of text, but {_WORKDIR.value} was trained on a testbed')
     sampling = Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value)
-    for prompt, text in zip(_PROMPT.value, continue_texts(model, params, _PROMPT.value, _TOKENS.value, sampling)):
+    key = jax.random.key(_SEED.value)
+    texts = generate_text(model, params, _PROMPT.value, _TOKENS.value, key=key, sampling=sampling)
+    for prompt, text in zip(_PROMPT.value, texts):
         print(prompt + text)
     return 0
-
-
-def continue_texts(
-    model: object, params: object, prompts: Sequence[str], new_tokens: int, sampling: Sampling, seed: int = 0
-) -> list[str]:
-    """The continuation of each prompt, as text."""
-    encoded = [prompt.encode() for prompt in prompts]
-    if not all(encoded):
-        raise ConfigError('--prompt must not be empty')
-    longest = max(map(len, encoded))
-    tokens = jnp.array([list(row.ljust(longest, b'\0')) for row in encoded], jnp.int32)
-    lengths = jnp.array([len(row) for row in encoded], jnp.int32)
-    out = generate(model, params, tokens, lengths, new_tokens, key=jax.random.key(seed), sampling=sampling)
-    return [bytes(row.tolist()).decode(errors='replace') for row in out.astype(jnp.uint8)]
 
 
 def _list() -> int:

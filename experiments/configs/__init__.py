@@ -2,11 +2,19 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 
-from jattn.config import ConfigError, nearest
+from jattn.config import ConfigError, nearest, override
+from jattn.contract import MixerConfig
+from jattn.data.text import TextConfig
+from jattn.mixers import MIXERS
+from jattn.testbeds import TESTBEDS
+from jattn.testbeds.task import Task
 from jattn.training.experiment import Experiment
+from jattn.training.optimizer import OPTIMIZERS, OptimizerConfig
 
-SIZES = ('tiny', 'small', 'paper')
+# The parts that --set can swap by name.
+TABLES = {MixerConfig: MIXERS, Task: TESTBEDS, TextConfig: {'text': TextConfig()}, OptimizerConfig: OPTIMIZERS}
 
 
 def names() -> list[str]:
@@ -19,14 +27,13 @@ def summary(name: str) -> str:
     return (importlib.import_module(f'{__name__}.{name}').__doc__ or '').splitlines()[0]
 
 
-def load(name: str, size: str = 'small') -> Experiment:
-    """The experiment of a name and a size.
+def load(name: str, size: str = 'small', assignments: Iterable[str] = ()) -> Experiment:
+    """The experiment of a name and a size, then changed by `path=value` assignments in order.
 
     Raises:
-        ConfigError: an unknown name or size.
+        ConfigError: an unknown name, or an assignment that does not fit.
     """
     if name not in names():
         raise ConfigError(f'--config={name}: no such config; {nearest(name, names())}')
-    if size not in SIZES:
-        raise ConfigError(f'--size={size}: must be one of {", ".join(SIZES)}')
-    return importlib.import_module(f'{__name__}.{name}').config(size)
+    config = importlib.import_module(f'{__name__}.{name}').config(size)
+    return override(config, assignments, TABLES)

@@ -71,9 +71,7 @@ def fit(
     (True, [20, 40])
     """
     if steps < 1 or steps % steps_per_call:
-        raise ValueError(
-            f'fit: steps is {steps}, but it must be a positive multiple of steps_per_call={steps_per_call}'
-        )
+        raise ValueError(f'fit: steps is {steps}, but must be a positive multiple of steps_per_call, {steps_per_call}')
     state = optimizer.init(params)
     means, watched = [], []
     for start in range(0, steps, steps_per_call):

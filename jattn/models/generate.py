@@ -6,6 +6,7 @@ row goes on from its own last token, at its own position.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +101,30 @@ def generate(
         raise ValueError(f'generate: temperature={sampling.temperature} needs a key')
     key = jax.random.key(0) if key is None else key
     return _generate(model, sampling, new_tokens, capacity or needed, params, prompts, lengths, key)
+
+
+def generate_text(
+    model: nn.Module,
+    params: PyTree,
+    prompts: Sequence[str],
+    new_tokens: int,
+    *,
+    key: Key | None = None,
+    sampling: Sampling = Sampling(),
+) -> list[str]:
+    """The continuation of each prompt by a model of bytes; bytes that are no text show as the replacement sign.
+
+    Raises:
+        ValueError: an empty prompt, and as `generate`.
+    """
+    encoded = [prompt.encode() for prompt in prompts]
+    if not all(encoded):
+        raise ValueError('generate_text: a prompt is empty, but the model must read at least one byte')
+    longest = max(map(len, encoded))
+    tokens = jnp.array([list(row.ljust(longest, b'\0')) for row in encoded], jnp.int32)
+    lengths = jnp.array([len(row) for row in encoded], jnp.int32)
+    out = generate(model, params, tokens, lengths, new_tokens, key=key, sampling=sampling)
+    return [bytes(row.tolist()).decode(errors='replace') for row in out.astype(jnp.uint8)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

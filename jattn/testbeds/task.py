@@ -65,7 +65,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def metrics(self, outputs: Array, batch: Batch) -> dict[str, Mean]:
-        """What evaluation reports, scalars and curves by position, each as sums and counts."""
+        """What evaluation reports, scalars and curves by position, each as sums and counts; `loss` among them."""
 
     @abc.abstractmethod
     def baselines(self, batch: Batch) -> dict[str, Array]:

@@ -55,7 +55,7 @@ class Checkpointer:
             enable_async_checkpointing=True,
             create=True,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=(STATE, FACTS, CONFIG))
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=_handlers())
 
     def save(self, state: TrainState, position: dict[str, Any], config: Experiment, eval_loss: float | None) -> None:
         """Starts to save; the arrays are copied before this returns, so they may be donated after it."""
@@ -123,7 +123,7 @@ def load_state(workdir: str | pathlib.Path, step: int | None = None) -> tuple[Ex
     step = latest_step(folder) if step is None else step
     if step is None or not _is_committed(folder / str(step)):
         raise FileNotFoundError(f'workdir={workdir}: no checkpoint' + ('' if step is None else f' of step {step}'))
-    with ocp.CheckpointManager(folder, item_names=(STATE, FACTS, CONFIG)) as manager:
+    with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         facts = _read_facts(manager, folder, step)
 
@@ -227,6 +227,11 @@ def _damaged(folder: pathlib.Path, step: int, error: Exception) -> DamagedCheckp
         f'{folder / str(step)}: cannot be read ({type(error).__name__}: {reason}): the checkpoint is damaged; '
         'remove that folder to resume from the one before it'
     )
+
+
+def _handlers() -> dict[str, Any]:
+    json_handler = ocp.JsonCheckpointHandler
+    return {STATE: ocp.StandardCheckpointHandler(), FACTS: json_handler(), CONFIG: json_handler()}
 
 
 def _is_committed(path: pathlib.Path) -> bool:

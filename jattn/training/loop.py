@@ -8,7 +8,7 @@ moment and started again is bit-identical to one that was not.
 import functools
 import pathlib
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from flax import linen as nn
@@ -50,8 +50,13 @@ def make_partition(config: Experiment, feed: TaskFeed | CorpusFeed) -> Partition
     return JitPartition(make_mesh(training.mesh, training.batch), **functions)
 
 
-def train(config: Experiment, workdir: str | pathlib.Path) -> dict[str, Any]:
-    """Trains, or goes on where the workdir stands; returns the last metrics.
+def train(config: Experiment, workdir: str | pathlib.Path, *, stream: TextIO | None = None) -> dict[str, Any]:
+    """Trains, or goes on where the workdir stands; returns the metrics of the last step.
+
+    Args:
+        config: the experiment.
+        workdir: its folder.
+        stream: where the run's lines go; None: the terminal.
 
     Raises:
         ConfigError: before anything is written, where the config, the data, the devices or the workdir do not fit.
@@ -68,11 +73,11 @@ def train(config: Experiment, workdir: str | pathlib.Path) -> dict[str, Any]:
             saved, position = checkpoints.restore(step, partition.abstract)
             feed.seek(position)
             state = partition.replicated(saved)
-        output = _Output(opened.path, config, step)
+        output = _Output(opened.path, config, step, stream)
         try:
             if step >= config.training.steps:
                 output.say(f'finished already: {step} steps in {opened.path}')
-                return {}
+                return writers.read_lines(opened.path / 'metrics.jsonl')[-1]
             output.greet(config, step)
             return _Run(config, feed, partition, checkpoints, output).go(state, step)
         finally:
@@ -143,11 +148,11 @@ class _Run:
 class _Output:
     """What a run says and writes; silent on all processes but the first."""
 
-    def __init__(self, path: pathlib.Path, config: Experiment, step: int) -> None:
+    def __init__(self, path: pathlib.Path, config: Experiment, step: int, stream: TextIO | None) -> None:
         self._writers: list[writers.Writer] = []
         if jax.process_index() == 0:
             lines = path / 'metrics.jsonl'
-            self._terminal = writers.Terminal(path / 'log.txt', config.training.steps)
+            self._terminal = writers.Terminal(path / 'log.txt', config.training.steps, stream)
             self._writers = [
                 writers.JsonLines(lines, resume_at=step),
                 writers.TensorBoard(path / 'tensorboard'),

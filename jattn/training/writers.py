@@ -110,7 +110,8 @@ class Terminal:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def write(self, step: int, metrics: Metrics) -> None:
-        scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
+        # Curves and details (a/b/c) are for the files.
+        scalars = {k: v for k, v in metrics.items() if not isinstance(v, list) and k.count('/') < 2}
         text = '  '.join(f'{name} {show(value)}' for name, value in scalars.items())
         line = f'step {step}/{self._steps}  {text}'
         if not self._live:

@@ -6,9 +6,9 @@
     capture.run(model, params, tokens, edits={('z', 3): Edit(scale=0.0 * mask)})
     capture.run(model, params, tokens, edits={'z': Edit(scale=mask)})   # mask [L, 1, 1, H, 1]: layer axis first
 
-`jattn/taps.py` lists the sites. Flax ignores an edit at a wrong path in silence; this does not. Everything is traceable:
-edits are arrays, so a sweep under `lax.map` or `vmap` compiles once, and `jax.grad` with respect to `Edit.add` is the
-gradient at the site.
+`jattn/taps.py` lists the sites. Flax ignores an edit at a wrong path in silence; this does not. Everything is
+traceable: edits are arrays, so a sweep under `lax.map` or `vmap` compiles once, and `jax.grad` with respect to
+`Edit.add` is the gradient at the site.
 """
 
 import functools
@@ -131,9 +131,8 @@ def index(
                 if layer in found.setdefault(site, {}):
                     raise ValueError(f'site {site!r} is tapped twice in layer {layer}')
                 found[site][layer] = (collection, tuple(module), repeat)
-    return {
-        site: dict(sorted(places.items(), key=lambda item: str(item[0]).zfill(6))) for site, places in found.items()
-    }
+    in_order = lambda item: -1 if item[0] is None else item[0]
+    return {site: dict(sorted(places.items(), key=in_order)) for site, places in found.items()}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

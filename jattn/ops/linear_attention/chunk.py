@@ -18,7 +18,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jattn.typing import Array, Bool, Float
@@ -26,37 +25,27 @@ from jattn.typing import Array, Bool, Float
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """How a backend multiplies matrices.
+    """How a backend multiplies matrices; arrays are float32, or float64, throughout.
 
     Attributes:
-        operands: dtype that queries, keys, values, scores and states have as factors of a product.
-        sums: dtype of sums, decays and states, float32 at least.
-        precision: of products of `operands`.
-        exact: of 0/1 matrices times log decays; anything below the full digits of `sums` shows as a wrong decay.
-        mask_columns: sum a single column [C, 1] by masking and adding: tensor cores refuse so narrow a product.
+        precision: of products of queries, keys, values, scores and states.
+        exact: of 0/1 matrices times log decays; anything below full digits would show as a wrong decay.
+        mask_columns: sum a single column [C, 1] by masking and adding: matrix units refuse so narrow a product.
     """
 
-    operands: np.dtype
-    sums: np.dtype
     precision: object
     exact: object
     mask_columns: bool = False
 
     def multiply(self, letters: str, a: Array, b: Array) -> Array:
-        """einsum of two factors in `operands`, added up in `sums`."""
-        return jnp.einsum(
-            letters,
-            a.astype(self.operands),
-            b.astype(self.operands),
-            precision=self.precision,
-            preferred_element_type=self.sums,
-        )
+        """einsum of two matrices."""
+        return jnp.einsum(letters, a, b, precision=self.precision)
 
     def add_up(self, mask: Bool[Array, 'C C'], x: Float[Array, 'C N']) -> Float[Array, 'C N']:
         """Row c: the sum of the rows t of x where mask_ct."""
         if self.mask_columns and x.shape[1] == 1:
             return jnp.sum(jnp.where(mask, row_of(x), 0), axis=1, keepdims=True)
-        return jnp.einsum('ct,tn->cn', mask.astype(x.dtype), x, precision=self.exact, preferred_element_type=self.sums)
+        return jnp.einsum('ct,tn->cn', mask.astype(x.dtype), x, precision=self.exact)
 
 
 def step(
@@ -69,8 +58,9 @@ def step(
     scale: float,
     arithmetic: Arithmetic,
 ) -> tuple[Float[Array, 'V K'], Float[Array, 'C V']]:
-    """The state after the chunk, and the chunk's outputs in the dtype of sums; log_decay [C, 1] or [C, K], None: 0."""
+    """The state after the chunk, and the chunk's outputs, both in the state's dtype; log_decay [C, 1] or [C, K], None: 0."""
     multiply, add_up = arithmetic.multiply, arithmetic.add_up
+    q, k, v = (x.astype(state.dtype) for x in (q, k, v))
     rows, columns = _places(q.shape[0])
     if log_decay is None:
         scores = jnp.where(columns <= rows, multiply('ck,sk->cs', q, k), 0)
@@ -104,7 +94,7 @@ def _channel_scores(q: Array, k: Array, log_decay: Array, arithmetic: Arithmetic
     for level in range((q.shape[0] - 1).bit_length()):
         row_block, column_block = rows >> level, columns >> level
         is_later = row_block % 2 == 1
-        reach = (row_block == column_block) & jnp.where(is_later, columns <= rows, columns > rows)
+        reach = (row_block == column_block) & (is_later ^ (columns > rows))
         decay = jnp.exp(arithmetic.add_up(reach, log_decay))
         pairs = is_later & (row_block - 1 == column_block)
         scores += jnp.where(pairs, arithmetic.multiply('ck,sk->cs', q * decay, k * decay), 0)

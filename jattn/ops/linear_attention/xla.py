@@ -34,7 +34,7 @@ def scan(
     """Outputs in v's dtype and the last state, for T a multiple of `chunk`."""
     # bf16 inputs are exact in one pass of any matrix unit; float32 ones need all passes to keep their digits.
     precision = lax.Precision.DEFAULT if q.dtype.itemsize == 2 else lax.Precision.HIGHEST
-    arithmetic = chunks.Arithmetic(state.dtype, state.dtype, precision, lax.Precision.HIGHEST)
+    arithmetic = chunks.Arithmetic(precision, exact=lax.Precision.HIGHEST)
     step = functools.partial(chunks.step, scale=scale, arithmetic=arithmetic)
     over_rows_and_heads = jax.vmap(jax.vmap(step))
 
