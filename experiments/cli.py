@@ -26,21 +26,24 @@ def run(main: Callable[[Sequence[str]], int | None], *, takes_rest: bool = False
         takes_rest: whether arguments that are no flags, or stand after --, are its business.
     """
 
-    def guarded(argv: Sequence[str]) -> int:
-        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax reports every file at lower levels
-        if len(argv) > 1 and not takes_rest:
-            return _fail(f'unexpected argument {argv[1]!r}: flags are written --name=value')
-        try:
-            return main(argv) or 0
-        except (ConfigError, ValueError, OSError) as error:
-            if os.environ.get('JATTN_TRACEBACK'):
-                raise
-            return _fail(' '.join(str(error).split()))
-
-    app.run(guarded, flags_parser=_parse)
+    app.run(lambda argv: call(main, argv, takes_rest), flags_parser=parse)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str], takes_rest: bool = False) -> int:
+    """The exit code of a program whose flags are parsed; JATTN_TRACEBACK=1 shows where an error comes from."""
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax reports every file at lower levels
+    if len(argv) > 1 and not takes_rest:
+        return _fail(f'unexpected argument {argv[1]!r}: flags are written --name=value')
+    try:
+        return main(argv) or 0
+    except (ConfigError, ValueError, OSError) as error:
+        if os.environ.get('JATTN_TRACEBACK'):
+            raise
+        return _fail(' '.join(str(error).split()))
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a wrong one ends the program with one line and exit code 2."""
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:

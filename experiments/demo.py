@@ -1,4 +1,4 @@
-"""A first look in five minutes on two CPU cores: train a decoder on real text, continue a prompt, open it, rerun a claim.
+"""A first look in five minutes on two CPU cores: train on real text, continue a prompt, open the model, rerun a claim.
 
     python -m experiments.demo --out=demo
 

@@ -75,11 +75,14 @@ def _train(config: Experiment) -> int:
 
 
 def _eval() -> int:
-    config, state = checkpoint.load_state(_WORKDIR.value, _STEP.value)
+    config = checkpoint.read_config(_WORKDIR.value)
     feed = make_feed(config)
     partition = make_partition(config, feed)
+    state = partition.replicated(checkpoint.restore(_WORKDIR.value, _STEP.value, partition.abstract))
     metrics = evaluate(partition, state, feed.eval_batches())
-    print(f'step {int(state.step)}  ' + '  '.join(f'{name} {value}' for name, value in metrics.items()))
+    print(
+        f'step {int(partition.first(state.step))}  ' + '  '.join(f'{name} {value}' for name, value in metrics.items())
+    )
     return 0
 
 

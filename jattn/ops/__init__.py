@@ -1,2 +1,3 @@
+from jattn.ops.linear_attention import gated_linear_attention
 from jattn.ops.scan import linear_scan
 from jattn.ops.softmax_attention import attention

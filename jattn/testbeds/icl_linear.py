@@ -176,7 +176,7 @@ class ICLLinear(Task):
             f'distance/{name}': squared_error(outputs, predictions, batch.mask)
             for name, predictions in self.baselines(batch).items()
         }
-        return {'squared_error': self.loss(outputs, batch), **distances}
+        return {'loss': self.loss(outputs, batch), **distances}
 
     def baselines(self, batch: Batch) -> dict[str, Array]:
         """Gradient descent at its best steps, least squares, and ridge, which is the Bayes predictor."""

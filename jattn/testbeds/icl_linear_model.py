@@ -97,11 +97,14 @@ class OneLayer:
 
         Args:
             key: the seed.
-            opposite: the second half of the heads starts with the first half's keys and minus its queries, so that
-                their scores are opposite. Two heads that start with equal signs can stay at the solution of one head.
+            opposite: heads start in pairs: the second half has the first half's keys and minus its queries, hence
+                opposite scores, and every output's sign makes mu_h agree with omega_h (sizes stay as drawn). From
+                independent draws two heads can start alike and stay at the solution of one head.
         """
         if opposite and self.heads % 2:
             raise ValueError(f'OneLayer: heads is {self.heads}, but opposite heads come in pairs')
+        if opposite and (self.outputs, self.pattern) != (1, 'softmax'):
+            raise ValueError('OneLayer: opposite heads are defined for the softmax pattern and one output')
         square, wide = (self.heads, self.features, self.features), (self.heads, self.outputs, self.features)
         keys = jax.random.split(key, 4)
         bound = 1 / math.sqrt(self.features)
@@ -115,6 +118,8 @@ class OneLayer:
             half = self.heads // 2
             params['key'] = jnp.concatenate([params['key'][:half]] * 2)
             params['query'] = jnp.concatenate([params['query'][:half], -params['query'][:half]])
+            read = measures(self.circuits(params))
+            params['output'] *= jnp.sign(read.omega * read.mu)[:, None, None]
         return params
 
     def circuits(self, params: Params) -> Circuits:

@@ -103,7 +103,7 @@ class ICLLinearMultitask(Task):
         """The squared error, over all tasks and by task [N]."""
         error = jnp.square(outputs - batch.targets)
         counts = jnp.broadcast_to(batch.mask[:, :, None], error.shape)
-        return {'squared_error': self.loss(outputs, batch), 'squared_error_by_task': Mean.of(error, counts, (0, 1))}
+        return {'loss': self.loss(outputs, batch), 'squared_error_by_task': Mean.of(error, counts, (0, 1))}
 
     def baselines(self, batch: Batch) -> dict[str, Array]:
         """The closed-form predictors of one regression, each task solved on its own window."""

@@ -100,6 +100,14 @@ def latest_step(folder: pathlib.Path) -> int | None:
     return max(steps, default=None)
 
 
+def restore(workdir: str | pathlib.Path, step: int | None, abstract: TrainState) -> TrainState:
+    """The state of a checkpoint (None: the newest), placed as `abstract` says; changes nothing in the workdir."""
+    folder = pathlib.Path(workdir).absolute() / 'checkpoints'
+    step = _require(folder, step)
+    with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
+        return _restore(manager, folder, step, abstract)[0]
+
+
 def load(workdir: str | pathlib.Path, step: int | None = None) -> tuple[nn.Module, PyTree, Experiment]:
     """Opens a run in a notebook: `model, params, config = checkpoint.load(workdir)`.
 
@@ -111,18 +119,10 @@ def load(workdir: str | pathlib.Path, step: int | None = None) -> tuple[nn.Modul
         FileNotFoundError: there is no run or no committed checkpoint in the workdir.
         DamagedCheckpoint: see `Checkpointer.restore`.
     """
-    config, state = load_state(workdir, step)
-    return config.make_model(), state.params, config
-
-
-def load_state(workdir: str | pathlib.Path, step: int | None = None) -> tuple[Experiment, TrainState]:
-    """The config of a run and the state of a checkpoint, without its optimizer's part, on the default device."""
     workdir = pathlib.Path(workdir).absolute()
     config = read_config(workdir)
     folder = workdir / 'checkpoints'
-    step = latest_step(folder) if step is None else step
-    if step is None or not _is_committed(folder / str(step)):
-        raise FileNotFoundError(f'workdir={workdir}: no checkpoint' + ('' if step is None else f' of step {step}'))
+    step = _require(folder, step)
     with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         facts = _read_facts(manager, folder, step)
@@ -137,10 +137,8 @@ def load_state(workdir: str | pathlib.Path, step: int | None = None) -> tuple[Ex
             ]
         except Exception as error:
             raise _damaged(folder, step, error) from error
-    fields = {'params': restored['params'], 'collections': restored.get('collections') or {}}
-    state = TrainState(step=restored['step'], opt_state=None, failed_at=restored['failed_at'], **fields)
-    _verify(folder, step, facts['arrays'], state, whole=False)
-    return config, state
+    _verify(folder, step, facts['arrays'], restored)
+    return config.make_model(), restored['params'], config
 
 
 def read_config(workdir: pathlib.Path) -> Experiment:
@@ -202,9 +200,9 @@ def _restore(manager: ocp.CheckpointManager, folder: pathlib.Path, step: int, ab
     return state, facts['position']
 
 
-def _verify(folder: pathlib.Path, step: int, saved: dict[str, list], state: PyTree, whole: bool = True) -> None:
+def _verify(folder: pathlib.Path, step: int, saved: dict[str, list], state: PyTree) -> None:
     found = describe(state)
-    for path in saved if whole else found:
+    for path in saved:
         if saved.get(path) != found.get(path):
             raise DamagedCheckpoint(
                 f'{folder / str(step)}: {path} does not have the checksum it was saved with: it is damaged; '
@@ -232,6 +230,16 @@ def _damaged(folder: pathlib.Path, step: int, error: Exception) -> DamagedCheckp
 def _handlers() -> dict[str, Any]:
     json_handler = ocp.JsonCheckpointHandler
     return {STATE: ocp.StandardCheckpointHandler(), FACTS: json_handler(), CONFIG: json_handler()}
+
+
+def _require(folder: pathlib.Path, step: int | None) -> int:
+    """The step, or the newest one, or an error that says there is none."""
+    found = latest_step(folder) if step is None else step
+    if found is None or not _is_committed(folder / str(found)):
+        raise FileNotFoundError(
+            f'workdir={folder.parent}: no checkpoint' + ('' if step is None else f' of step {step}')
+        )
+    return found
 
 
 def _is_committed(path: pathlib.Path) -> bool:

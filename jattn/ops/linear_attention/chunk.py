@@ -2,16 +2,16 @@
 
 With chunk tokens c, s and the state S at the chunk's start (kept as [V, K], so that a decay per key channel is a row):
 
-    y_c = scale · ( S (q_c ∘ into_c) + Σ_{s≤c} scores_cs v_s )          scores_cs = Σ_k q_ck k_sk exp(Σ_{s<t≤c} log_decay_tk)
-    S'  = S Diag(across) + Σ_s v_s (k_s ∘ out_of_s)^T
+    y_c = scale · ( S (q_c ∘ into_c) + Σ_{s≤c} scores_cs v_s )         S' = S Diag(across) + Σ_s v_s (k_s ∘ out_of_s)^T
 
-into_c = exp(Σ_{t≤c} log_decay_t), out_of_s = exp(Σ_{t>s} log_decay_t), across = exp(Σ_t log_decay_t).
+    scores_cs = Σ_k q_ck k_sk exp(Σ_{s<t≤c} log_decay_tk)
+    into_c = exp(Σ_{t≤c} log_decay_t)         out_of_s = exp(Σ_{t>s} log_decay_t)         across = exp(Σ_t log_decay_t)
 
 Every exponent is a sum of log decays, taken as a 0/1 matrix times the log decays and never as a difference of two
 cumulative sums. So nothing overflows (all exponents ≤ 0), nothing cancels (a weak decay after a strong one keeps its
-digits), a border between documents is a log decay of -10^4 and no mask, and no cumulative sum is needed, which TPU kernels
-lack. The body holds rank-2 products, no slices and no loops: what Triton, Mosaic and XLA all take, and what `jax.vjp`
-turns into the backward step, inside a kernel as well as outside.
+digits), a border between documents is a log decay of -10^4 and no mask, and no cumulative sum is needed, which TPU
+kernels lack. The body holds rank-2 products, no slices and no loops: what Triton, Mosaic and XLA all take, and what
+`jax.vjp` turns into the backward step, inside a kernel as well as outside.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def step(
     scale: float,
     arithmetic: Arithmetic,
 ) -> tuple[Float[Array, 'V K'], Float[Array, 'C V']]:
-    """The state after the chunk, and the chunk's outputs, both in the state's dtype; log_decay [C, 1] or [C, K], None: 0."""
+    """The state after the chunk and its outputs, both in the state's dtype; log_decay [C, 1] or [C, K], None: 0."""
     multiply, add_up = arithmetic.multiply, arithmetic.add_up
     q, k, v = (x.astype(state.dtype) for x in (q, k, v))
     rows, columns = _places(q.shape[0])
@@ -102,7 +102,7 @@ def _channel_scores(q: Array, k: Array, log_decay: Array, arithmetic: Arithmetic
 
 
 def row_of(column: Array) -> Array:
-    """[C, 1] to [1, C] by masking and adding, which every backend can do (a transpose so narrow is not sure to lower)."""
+    """[C, 1] to [1, C] by masking and adding, which every backend can do."""
     rows, columns = _places(column.shape[0])
     return jnp.sum(jnp.where(rows == columns, column, 0), axis=0, keepdims=True)
 

@@ -1,9 +1,9 @@
 """Gated linear attention for TPUs, in Pallas on Mosaic: the grid walks the chunks, the state waits in VMEM.
 
 The grid is (batch row, head, chunk) and runs in order along the chunks. The output block of the last state has the same
-index at every chunk, hence stays in VMEM: it is the running state. The backward runs the same grid from the last chunk to
-the first with the state's gradient in that place, and differentiates `chunk.step` (`jax.vjp` inside the kernel) at the
-chunk states that the forward saved. Heads come before tokens here, [B, H, T, K]: the last two axes of a block are tiles.
+index at every chunk, hence stays in VMEM: it is the running state. The backward runs the same grid from the last chunk
+to the first with the state's gradient in that place, and differentiates `chunk.step` (`jax.vjp` inside the kernel) at
+the chunk states that the forward saved. Heads come before tokens here, [B, H, T, K]: a block's last two axes are tiles.
 """
 
 import functools
@@ -18,24 +18,31 @@ from jax.experimental.pallas import tpu as pltpu
 from jattn.ops.linear_attention import chunk as chunks
 from jattn.typing import Array, Float
 
+Ref = jax.Array  # what a body sees of an array
+Step = Callable[..., tuple[Array, Array]]
 LARGEST_STATE = 512 * 512  # K · V: a dozen float32 blocks of that size fit VMEM
+LARGEST_CHUNK = 128  # tokens: the side of a matrix unit
+LARGEST_CHANNEL_CHUNK = 64
 
 
-def refusal(q: Array, v: Array, chunk: int) -> str | None:
+def refusal(q: Array, v: Array) -> str | None:
     """Why this kernel cannot serve the call; None: it can."""
-    if not q.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
-        return f'q is {q.dtype} and v {v.dtype}, but float32 or bfloat16 for all was expected'
-    if chunk % 16:
-        return f'chunk={chunk}, but a multiple of 16 (the rows of a bfloat16 tile) was expected'
+    if q.dtype != v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
+        return f'q of {q.dtype} and v of {v.dtype}, but float32 or bfloat16 for both was expected'
     if q.shape[-1] * v.shape[-1] > LARGEST_STATE:
         return f'K={q.shape[-1]} times V={v.shape[-1]}, but at most {LARGEST_STATE} was expected'
     return None
 
 
 def chunk_size(chunk: int, tokens: int, per_channel: bool) -> int:
-    """Tokens of a chunk for a request of `chunk`."""
-    del per_channel
-    return min(chunk, tokens + -tokens % 16)
+    """Tokens of a chunk where `chunk` are asked for: a multiple of 16, the rows of a bfloat16 tile."""
+    largest = min(chunk, tokens + 15, LARGEST_CHANNEL_CHUNK if per_channel else LARGEST_CHUNK)
+    return max(16, largest // 16 * 16)
+
+
+def channels(count: int) -> int:
+    """Channels of a head as the kernel wants them: a block that spans its axis may have any size."""
+    return count
 
 
 def forward(
@@ -67,16 +74,17 @@ def forward(
     return jnp.swapaxes(y, 1, 2), last, saved[0] if save else None
 
 
-def _forward_body(q_ref, k_ref, v_ref, decay_ref, first_ref, y_ref, state_ref, saved_ref=None, *, step):  # noqa: ANN001
+def _forward_body(*refs: Ref, step: Step) -> None:
+    q, k, v, decay, first, y, state, *saved = refs
+
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
-        state_ref[...] = first_ref[...]
+        state[...] = first[...]
 
-    if saved_ref is not None:
-        saved_ref[...] = state_ref[...]
-    state, y = step(state_ref[...], q_ref[...], k_ref[...], v_ref[...], decay_ref[...])
-    state_ref[...] = state
-    y_ref[...] = y.astype(y_ref.dtype)
+    if saved:
+        saved[0][...] = state[...]
+    state[...], out = step(state[...], q[...], k[...], v[...], decay[...])
+    y[...] = out.astype(y.dtype)
 
 
 def backward(
@@ -112,32 +120,29 @@ def backward(
     return *(jnp.swapaxes(x, 1, 2) for x in (dq, dk, dv, ddecay)), dfirst
 
 
-def _backward_body(
-    q_ref, k_ref, v_ref, decay_ref, states_ref, dy_ref, dlast_ref,  # noqa: ANN001
-    dq_ref, dk_ref, dv_ref, ddecay_ref, dstate_ref, *, step  # noqa: ANN001
-):  # fmt: skip
+def _backward_body(*refs: Ref, step: Step) -> None:
+    *inputs, states, dy, dlast, dq, dk, dv, ddecay, dstate = refs
+
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
-        dstate_ref[...] = dlast_ref[...]
+        dstate[...] = dlast[...]
 
-    dtype = states_ref.dtype
-    inputs = [ref[...].astype(dtype) for ref in (q_ref, k_ref, v_ref, decay_ref)]
-    _, pull = jax.vjp(step, states_ref[...], *inputs)
-    dstate, dq, dk, dv, ddecay = pull((dstate_ref[...], dy_ref[...].astype(dtype)))
-    dstate_ref[...] = dstate
-    for ref, gradient in ((dq_ref, dq), (dk_ref, dk), (dv_ref, dv), (ddecay_ref, ddecay)):
+    dtype = states.dtype
+    _, pull = jax.vjp(step, states[...], *(ref[...].astype(dtype) for ref in inputs))
+    dstate[...], *gradients = pull((dstate[...], dy[...].astype(dtype)))
+    for ref, gradient in zip((dq, dk, dv, ddecay), gradients):
         ref[...] = gradient.astype(ref.dtype)
 
 
 def _heads_first(q: Array, k: Array, v: Array, log_decay: Array, chunk: int) -> tuple[Array, ...]:
-    """[B, T, H, K] to [B, H, T, K]; one decay a head becomes a row per chunk [B, H, T/C, 1, C], for a column pads 128-fold."""
+    """[B, T, H, K] to [B, H, T, K]; one decay a head to a row per chunk [B, H, T/C, 1, C]: a column pads 128-fold."""
     q, k, v, log_decay = (jnp.swapaxes(x, 1, 2) for x in (q, k, v, log_decay))
     if log_decay.shape[-1] == 1:
         log_decay = log_decay.reshape(*log_decay.shape[:2], -1, 1, chunk)
     return q, k, v, log_decay
 
 
-def _step(dtype: jnp.dtype, log_decay: Array, scale: float) -> Callable[..., tuple[Array, Array]]:
+def _step(dtype: jnp.dtype, log_decay: Array, scale: float) -> Step:
     """The chunk's step; bfloat16 is exact in one pass of the matrix unit, float32 takes all."""
     precision = lax.Precision.DEFAULT if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
     arithmetic = chunks.Arithmetic(precision, exact=lax.Precision.HIGHEST, mask_columns=True)

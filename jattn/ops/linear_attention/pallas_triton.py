@@ -1,9 +1,9 @@
 """Gated linear attention for NVIDIA GPUs, in Pallas on Triton: one program walks the chunks of one head.
 
-A program owns a batch row, a head and a block of value channels; it keeps that part of the state [V, K] in registers and runs
-`chunk.step` over the chunks. The backward walks them from the last to the first with the state's gradient in registers,
-and differentiates the same step (`jax.vjp` inside the kernel) at the chunk states that the forward saved. Blocks of value
-channels are independent but for dq, dk and dlog_decay, which are sums over the blocks: each program writes its share.
+A program owns a batch row, a head and a block of value channels; it keeps that part of the state [V, K] in registers
+and runs `chunk.step` over the chunks. The backward walks them from the last to the first with the state's gradient in
+registers, and differentiates the same step (`jax.vjp` inside the kernel) at the chunk states that the forward saved.
+Blocks of value channels are independent but for dq, dk and dlog_decay, sums over them: each program writes its share.
 """
 
 import functools
@@ -18,24 +18,31 @@ from jax.experimental.pallas import triton
 from jattn.ops.linear_attention import chunk as chunks
 from jattn.typing import Array, Float
 
+Ref = jax.Array  # what a body sees of an array
+Step = Callable[..., tuple[Array, Array]]
 LARGEST_KEY = 256  # channels; a state of 32 value channels then still fits the registers
-CHANNEL_CHUNK = 16  # a decay per channel costs a product per halving of the chunk
+LARGEST_CHUNK = 32  # tokens, and 16 for a decay per channel: the longest whose forward does not spill registers
+LARGEST_CHANNEL_CHUNK = 16
 
 
-def refusal(q: Array, v: Array, chunk: int) -> str | None:
+def refusal(q: Array, v: Array) -> str | None:
     """Why this kernel cannot serve the call; None: it can."""
-    if not q.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
-        return f'q is {q.dtype} and v {v.dtype}, but float32 or bfloat16 for all was expected'
-    if chunk < 16 or chunk & (chunk - 1):
-        return f'chunk={chunk}, but a power of two from 16 was expected'
+    if q.dtype != v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
+        return f'q of {q.dtype} and v of {v.dtype}, but float32 or bfloat16 for both was expected'
     if q.shape[-1] > LARGEST_KEY:
         return f'K={q.shape[-1]}, but at most {LARGEST_KEY} was expected'
     return None
 
 
 def chunk_size(chunk: int, tokens: int, per_channel: bool) -> int:
-    """Tokens of a chunk for a request of `chunk`: a power of two from 16, the least that a tensor core multiplies."""
-    return max(16, min(chunk, pl.next_power_of_2(tokens), CHANNEL_CHUNK if per_channel else chunk))
+    """Tokens of a chunk where `chunk` are asked for: a power of two from 16, the least a tensor core multiplies."""
+    largest = min(chunk, pl.next_power_of_2(tokens), LARGEST_CHANNEL_CHUNK if per_channel else LARGEST_CHUNK)
+    return max(16, 1 << largest.bit_length() - 1)
+
+
+def channels(count: int) -> int:
+    """Channels of a head as the kernel wants them, a power of two from 16, for `count` of them."""
+    return max(16, pl.next_power_of_2(count))
 
 
 def forward(
@@ -59,23 +66,25 @@ def forward(
         in_specs=[specs['keys'], specs['keys'], specs['values'], specs['decays'], specs['state']],
         out_specs=[specs['values'], specs['state']] + [specs['states']] * save,
         out_shape=[_like(v), _like(state)] + [jax.ShapeDtypeStruct(states, state.dtype)] * save,
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=triton.CompilerParams(num_warps=4 if q.shape[-1] <= 64 else 8, num_stages=2),
         interpret=interpret,
         name='gated_linear_attention_forward',
     )(q, k, v, log_decay, state)
     return *outputs[:2], outputs[2] if save else None
 
 
-def _forward_body(q_ref, k_ref, v_ref, decay_ref, first_ref, y_ref, last_ref, states_ref=None, *, step, chunk):  # noqa: ANN001
+def _forward_body(*refs: Ref, step: Step, chunk: int) -> None:
+    q, k, v, decay, first, y, last, *saved = refs
+
     def one_chunk(n: Array, state: Array) -> Array:
         rows = pl.ds(n * chunk, chunk)
-        if states_ref is not None:
-            states_ref[n] = state
-        state, y = step(state, q_ref[rows, :], k_ref[rows, :], v_ref[rows, :], decay_ref[rows, :])
-        y_ref[rows, :] = y.astype(y_ref.dtype)
+        if saved:
+            saved[0][n] = state
+        state, out = step(state, q[rows, :], k[rows, :], v[rows, :], decay[rows, :])
+        y[rows, :] = out.astype(y.dtype)
         return state
 
-    last_ref[...] = lax.fori_loop(0, q_ref.shape[0] // chunk, one_chunk, first_ref[...])
+    last[...] = lax.fori_loop(0, q.shape[0] // chunk, one_chunk, first[...])
 
 
 def backward(
@@ -100,7 +109,7 @@ def backward(
         in_specs=[specs[name] for name in ('keys', 'keys', 'values', 'decays', 'states', 'values', 'state')],
         out_specs=[specs[name] for name in ('key_shares', 'key_shares', 'decay_shares', 'values', 'state')],
         out_shape=[*shares, _like(v), _like(dlast)],
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=triton.CompilerParams(num_warps=4 if q.shape[-1] <= 64 else 8, num_stages=2),
         interpret=interpret,
         name='gated_linear_attention_backward',
     )(q, k, v, log_decay, states, dy, dlast)
@@ -108,27 +117,24 @@ def backward(
     return dq.astype(q.dtype), dk.astype(k.dtype), dv, dlog_decay, dfirst
 
 
-def _backward_body(
-    q_ref, k_ref, v_ref, decay_ref, states_ref, dy_ref, dlast_ref,  # noqa: ANN001
-    dq_ref, dk_ref, ddecay_ref, dv_ref, dfirst_ref, *, step, chunk  # noqa: ANN001
-):  # fmt: skip
-    chunk_count, dtype = states_ref.shape[0], states_ref.dtype
+def _backward_body(*refs: Ref, step: Step, chunk: int) -> None:
+    *inputs, states, dy, dlast, dq, dk, ddecay, dv, dfirst = refs
+    count, dtype = states.shape[0], states.dtype
 
     def one_chunk(i: Array, dstate: Array) -> Array:
-        n = chunk_count - 1 - i
+        n = count - 1 - i
         rows = pl.ds(n * chunk, chunk)
-        inputs = [ref[rows, :].astype(dtype) for ref in (q_ref, k_ref, v_ref, decay_ref)]
-        _, pull = jax.vjp(step, states_ref[n], *inputs)
-        dstate, dq, dk, dv, ddecay = pull((dstate, dy_ref[rows, :].astype(dtype)))
-        for ref, gradient in ((dq_ref, dq), (dk_ref, dk), (dv_ref, dv), (ddecay_ref, ddecay)):
+        _, pull = jax.vjp(step, states[n], *(ref[rows, :].astype(dtype) for ref in inputs))
+        dstate, *gradients = pull((dstate, dy[rows, :].astype(dtype)))
+        for ref, gradient in zip((dq, dk, dv, ddecay), gradients):
             ref[rows, :] = gradient.astype(ref.dtype)
         return dstate
 
-    dfirst_ref[...] = lax.fori_loop(0, chunk_count, one_chunk, dlast_ref[...])
+    dfirst[...] = lax.fori_loop(0, count, one_chunk, dlast[...])
 
 
-def _step(dtype: jnp.dtype, scale: float, interpret: bool) -> Callable[..., tuple[Array, Array]]:
-    """The chunk's step in tensor-core arithmetic: three passes of tf32 keep float32's digits, one of bf16 has its own."""
+def _step(dtype: jnp.dtype, scale: float, interpret: bool) -> Step:
+    """The chunk's step on tensor cores: three passes of tf32 keep float32's digits, bfloat16 is exact in one."""
     full, half = lax.DotAlgorithmPreset.TF32_TF32_F32_X3, lax.DotAlgorithmPreset.BF16_BF16_F32
     if interpret:  # the CPU knows no tensor-core formats
         full = half = lax.Precision.HIGHEST

@@ -1,6 +1,6 @@
 """Gated linear attention token by token, as it is defined: slow, obvious, and what the other forms are tested against.
 
-    S_t = Diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T          y_t = scale · S_t^T q_t
+S_t = Diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T          y_t = scale · S_t^T q_t
 """
 
 import jax.numpy as jnp

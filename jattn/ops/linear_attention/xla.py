@@ -1,7 +1,7 @@
-"""Gated linear attention by chunks, in plain XLA: `lax.scan` over the chunks of `chunk.py`, all rows and heads at once.
+"""Gated linear attention by chunks, in plain XLA: `lax.scan` over the steps of `chunk.py`, all rows and heads at once.
 
-Memory is O(T + T/C · K·V): the scan keeps the state at every chunk's start, and `jax.checkpoint` computes a chunk again when
-its gradient is due.
+Memory is O(T + T/C · K·V): the scan keeps the state at every chunk's start, and `jax.checkpoint` computes a chunk again
+when its gradient is due.
 """
 
 import functools

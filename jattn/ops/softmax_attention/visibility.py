@@ -163,7 +163,7 @@ def live_blocks(rule: Rule, query: Places, key: Places) -> tuple[Int32[Array, 'N
     """
     q = Extremes(*(array[:, :, None] for array in _extremes(query)))
     k = Extremes(*(array[:, None, :] for array in _extremes(key)))
-    live = (q.low_segment <= k.high_segment) | (k.low_segment <= q.high_segment)
+    live = (q.low_segment <= k.high_segment) & (k.low_segment <= q.high_segment)
     ahead = jnp.where(k.low_segment == q.high_segment, k.low_position - q.high_position, -FAR)
     behind = jnp.where(q.low_segment == k.high_segment, q.low_position - k.high_position, -FAR)
     if rule.causal:

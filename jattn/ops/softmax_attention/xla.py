@@ -61,7 +61,7 @@ def xla_attention(
 
 def block_size(length: int) -> int:
     """Small blocks cut more of a short triangle away, large ones cost fewer turns of a long loop (timed on a CPU)."""
-    return 64 if length <= 512 else 256
+    return 64 if length <= 512 else 128 if length < 2048 else 256
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
