@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back bit for bit, on any mesh; what is damaged is an error, what is unfinished is not.
+"""Checkpoints: what is saved comes back bit for bit, on any mesh; what is damaged is an error."""
 
 import dataclasses
 import json

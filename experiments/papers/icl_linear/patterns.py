@@ -1,5 +1,6 @@
 """What training makes of the heads: the lines on losses, circuits, head numbers and dynamics of paper 41."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -57,15 +58,15 @@ def loss_lines(runs: Runs, found: list[Errors], exact: Errors, task: ICLLinear) 
     one, two = [e['1 head'][0] for e in found], [e['2 heads'][0] for e in found]
     bound, ridge = task.facts()['debiased_gradient_descent'], exact['ridge'][0]
     lines = [
-        _worst('error of one head', one, near=(0.40, 0.015), note='simulated at the best omega, mu: 0.40'),
-        _worst('error of one head minus two heads', np.subtract(one, two), above=0.1),
-        _worst('error of two heads', two, near=(bound, 0.01), note='exact risk of debiased gradient descent'),
-        _worst('error of two heads minus ridge (Bayes)', np.subtract(two, ridge), above=0.1),
+        worst_line('error of one head', one, near=(0.40, 0.015), note='simulated at the best omega, mu: 0.40'),
+        worst_line('error of one head minus two heads', np.subtract(one, two), above=0.1),
+        worst_line('error of two heads', two, near=(bound, 0.01), note='exact risk of debiased gradient descent'),
+        worst_line('error of two heads minus ridge (Bayes)', np.subtract(two, ridge), above=0.1),
     ]
     more = [name for name in runs[0] if name in ('4 heads', '8 heads')]
     if more:
         gaps = [abs(e[name][0] - e['2 heads'][0]) for e in found for name in more]
-        lines.append(_worst(f'error of {" and ".join(more)} against two heads', gaps, below=0.01))
+        lines.append(worst_line(f'error of {" and ".join(more)} against two heads', gaps, below=0.01))
     drawn = [e[name][0] for e in found for name in e if 'as drawn' in name]
     if drawn:
         lines.append(
@@ -74,7 +75,7 @@ def loss_lines(runs: Runs, found: list[Errors], exact: Errors, task: ICLLinear) 
                 'runs of two heads from independent draws that leave the solution of one head',
                 sum(error < 0.3 for error in drawn),
                 of=len(drawn),
-                note=f'errors {_list(drawn)}; heads that start with one sign stay there: two heads above start opposite',
+                note=f'errors {joined(drawn)}; heads that start alike in sign stay there, so the runs above start opposite',
             )
         )
     return lines
@@ -90,7 +91,7 @@ def circuit_lines(runs: Runs, name: str, task: ICLLinear, size: Size, key: Key) 
     active = drawn + 'heads that carry weight'
 
     def line(claim: str, values: Sequence[float], note: str = '', **rule: float | tuple[float, float]) -> Line:
-        return _worst(f'{name}: {claim}', values, note=note, **rule)
+        return worst_line(f'{name}: {claim}', values, note=note, **rule)
 
     return [
         line('KQ diagonal share, mean over heads', _mean(read, 'diagonal_share'), above=0.99, note='authors: 0.99926'),
@@ -129,9 +130,9 @@ def flow_lines(task: ICLLinear) -> tuple[list[Line], dict[str, np.ndarray]]:
         Line.number(
             PAPER,
             'gradient flow from equal signs: loss at its end',
-            apart_loss := float(alike['loss'][-1]),
+            alike['loss'][-1],
             near=(task.facts()['one_head_approximate'], 0.001),
-            note=f'stuck at one head; from opposite signs {apart["loss"][-1]:.3f}' if apart_loss else '',
+            note=f'the loss of one head; from opposite signs {apart["loss"][-1]:.3f}',
         ),
     ]
     return lines, apart
@@ -169,7 +170,7 @@ def _gap(task: ICLLinear, model: Trained, size: Size, key: Key) -> float:
     return float(gap(key))
 
 
-def _worst(claim: str, values: Sequence[float], note: str = '', **rule: float | tuple[float, float]) -> Line:
+def worst_line(claim: str, values: Sequence[float], note: str = '', **rule: float | tuple[float, float]) -> Line:
     """A line on the seed that is farthest on the wrong side of the rule; the note lists all seeds."""
     (kind, bound), values = next(iter(rule.items())), [float(value) for value in values]
     badness: Callable[[float], float] = {
@@ -177,8 +178,9 @@ def _worst(claim: str, values: Sequence[float], note: str = '', **rule: float | 
         'below': lambda value: value,
         'near': lambda value: abs(value - bound[0]),
     }[kind]
-    seeds = f'runs {_list(values)}' if len(values) > 1 else ''
-    return Line.number(PAPER, claim, max(values, key=badness), note='; '.join(filter(None, (note, seeds))), **rule)
+    worst = max(values, key=lambda value: math.inf if math.isnan(value) else badness(value))
+    seeds = f'runs {joined(values)}' if len(values) > 1 else ''
+    return Line.number(PAPER, claim, worst, note='; '.join(filter(None, (note, seeds))), **rule)
 
 
 def _mean(read: Sequence[Measures], name: str) -> list[float]:
@@ -189,9 +191,10 @@ def _most(read: Sequence[Measures], name: str) -> list[float]:
     return [float(jnp.max(jnp.where(m.active, getattr(m, name), 0))) for m in read]
 
 
-def _list(values: Sequence[float]) -> str:
+def joined(values: Sequence[float]) -> str:
+    """Numbers in three digits, for a note."""
     return ', '.join(f'{value:.3g}' for value in values)
 
 
 def _weights(read: Measures) -> str:
-    return f'omega {_list(read.omega.tolist())}; mu {_list(read.mu.tolist())}'
+    return f'omega {joined(read.omega.tolist())}; mu {joined(read.mu.tolist())}'

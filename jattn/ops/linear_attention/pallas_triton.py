@@ -21,7 +21,7 @@ from jattn.typing import Array, Float
 Ref = jax.Array  # what a body sees of an array
 Step = Callable[..., tuple[Array, Array]]
 LARGEST_KEY = 256  # channels; a state of 32 value channels then still fits the registers
-LARGEST_CHUNK = 32  # tokens, and 16 for a decay per channel: the longest whose forward does not spill registers
+LARGEST_CHUNK = 32  # tokens, and 16 for a decay per channel: longer ones spill kilobytes of registers
 LARGEST_CHANNEL_CHUNK = 16
 
 
@@ -134,11 +134,16 @@ def _backward_body(*refs: Ref, step: Step, chunk: int) -> None:
 
 
 def _step(dtype: jnp.dtype, scale: float, interpret: bool) -> Step:
-    """The chunk's step on tensor cores: three passes of tf32 keep float32's digits, bfloat16 is exact in one."""
-    full, half = lax.DotAlgorithmPreset.TF32_TF32_F32_X3, lax.DotAlgorithmPreset.BF16_BF16_F32
+    """The chunk's step on tensor cores, where bfloat16 is exact in one pass and float32 in three of tf32.
+
+    Sums of log decays stay off them: they are small, and plain float32 takes a fraction of the registers.
+    """
+    preset = lax.DotAlgorithmPreset
+    precision = preset.BF16_BF16_F32 if dtype == jnp.bfloat16 else preset.TF32_TF32_F32_X3
+    exact = preset.F32_F32_F32
     if interpret:  # the CPU knows no tensor-core formats
-        full = half = lax.Precision.HIGHEST
-    arithmetic = chunks.Arithmetic(half if dtype == jnp.bfloat16 else full, exact=full, mask_columns=True)
+        precision = exact = lax.Precision.HIGHEST
+    arithmetic = chunks.Arithmetic(precision, exact, mask_columns=True)
     return functools.partial(chunks.step, scale=scale, arithmetic=arithmetic)
 
 
