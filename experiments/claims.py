@@ -111,17 +111,15 @@ def write_lines(lines: list[Line], out: pathlib.Path) -> None:
 
 def make_table(title: str, lines: list[Line]) -> rich.table.Table:
     """The lines for a terminal."""
-    table = rich.table.Table(title=title, show_lines=True)
-    table.add_column('claim', ratio=5)
-    table.add_column('expected', justify='right', no_wrap=True)
-    table.add_column('measured', justify='right', no_wrap=True)
-    table.add_column('holds', justify='center')
-    table.add_column('note', ratio=4)
+    table = rich.table.Table(title=title, caption='the note of a claim stands below it', show_lines=True)
+    table.add_column('claim')
+    for name in ('expected', 'measured', 'holds'):
+        table.add_column(name, justify='right', no_wrap=True)
     words = {True: '[green]yes', False: '[bold red]no', None: '[bold red]not measured'}
     for line in lines:
         measured = show(line.measured) if isinstance(line.measured, float) else line.measured or ''
-        cells = (rich.markup.escape(cell) for cell in (line.line, line.expected, measured))
-        table.add_row(*cells, words[line.holds], rich.markup.escape(line.note))
+        claim, note, expected, measured = map(rich.markup.escape, (line.line, line.note, line.expected, measured))
+        table.add_row(f'{claim}\n[dim]{note}' if note else claim, expected, measured, words[line.holds])
     return table
 
 

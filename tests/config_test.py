@@ -1,4 +1,4 @@
-"""Config trees: assignments by path are typed and checked at the end; JSON keeps them whole; differences name leaves."""
+"""Config trees: assignments are typed and checked at the end; JSON keeps them whole; differences name leaves."""
 
 import json
 

@@ -19,6 +19,7 @@ import numpy as np
 from experiments.papers.contract import ClaimContext, Line
 from experiments.papers.icl_linear import patterns, pictures, settings, sweeps
 from experiments.papers.icl_linear.training import ISOTROPIC, MULTITASK, SIZES, Size, at_length, main_group, train
+from jattn.testbeds.icl_linear_model import measures
 
 
 def run(context: ClaimContext) -> list[Line]:
@@ -52,9 +53,8 @@ def _sweeps(context: ClaimContext, size: Size, runs: patterns.Runs) -> list[Line
     """The first run's models at other lengths and shifts."""
     task, run = ISOTROPIC, runs[0]
     context.say('other lengths and other means')
-    by_length = [at_length(task, length) for length in size.lengths]
-    lengths = sweeps.sweep(task, by_length, run, size, context.key(1002))
-    shifts = sweeps.sweep(task, sweeps.shifted(task, size.shifts), run, size, context.key(1003))
+    lengths = sweeps.length_sweep(task, size.lengths, run, size, context.key(1002))
+    shifts = sweeps.shift_sweep(task, size.shifts, run, size, context.key(1003))
     pictures.draw_sweep(
         size.lengths,
         lengths,
@@ -72,7 +72,8 @@ def _sweeps(context: ClaimContext, size: Size, runs: patterns.Runs) -> list[Line
         unit='mean of every covariate',
         log_points=False,
     )
-    return sweeps.length_lines(size.lengths, lengths) + sweeps.shift_lines(task, size.shifts, shifts)
+    omega = float(np.abs(measures(run['2 heads'].circuits).omega).mean())
+    return sweeps.length_lines(size.lengths, lengths) + sweeps.shift_lines(task, size.shifts, shifts, omega)
 
 
 def _trained_lengths(context: ClaimContext, size: Size, found: dict[str, float]) -> list[Line]:

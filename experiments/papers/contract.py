@@ -85,7 +85,7 @@ class Line:
         rules = {
             'above': above is not None and (f'> {above:g}', measured > above),
             'below': below is not None and (f'< {below:g}', measured < below),
-            'near': near is not None and (f'{near[0]:.4g} ± {near[1]:g}', abs(measured - near[0]) <= near[1]),
+            'near': near is not None and (f'{near[0]:.4g} ± {near[1]:.3g}', abs(measured - near[0]) <= near[1]),
         }
         stated = [rule for rule in rules.values() if rule]
         if len(stated) != 1:

@@ -286,8 +286,8 @@ def test_the_public_function_fills_in_what_is_not_given():
         ({'q': np.zeros((B, 0, H, K)), 'k': np.zeros((B, 0, H, K)), 'v': np.zeros((B, 0, H, V))}, 'at least one token'),
         ({'chunk': 0}, 'chunk=0'),
         ({'implementation': 'pallas'}, "implementation='pallas'"),
-        ({'implementation': 'pallas_tpu', 'v': np.zeros((B, T, H, V), jnp.bfloat16)}, 'v of bfloat16'),
-        ({'implementation': 'pallas_triton', 'q': np.zeros((B, T, H, K), np.float16)}, 'q of float16'),
+        ({'implementation': 'pallas_tpu', 'v': np.zeros((B, T, H, V), jnp.bfloat16)}, 'float32, float32, bfloat16'),
+        ({'implementation': 'pallas_triton', 'q': np.zeros((B, T, H, K), np.float16)}, 'q, k, v of float16'),
     ],
 )
 def test_bad_arguments_are_named(change, message):

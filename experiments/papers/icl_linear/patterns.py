@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.papers.contract import Line
-from experiments.papers.icl_linear.training import Size, Trained, average, errors
+from experiments.papers.icl_linear.training import Size, Trained, average_errors, models_predictor
 from jattn.testbeds import Batch, ICLLinear
 from jattn.testbeds import icl_linear_estimators as estimators
 from jattn.testbeds import icl_linear_theory as theory
@@ -23,18 +23,18 @@ Errors = dict[str, tuple[float, float]]  # name -> mean squared error, its stand
 
 def run_errors(task: ICLLinear, runs: Runs, size: Size, key: Key) -> tuple[list[Errors], Errors]:
     """The models' errors, a dict a seed, and the closed-form predictors', all on the same prompts."""
-    models = {
-        f'{seed}/{name}': lambda batch, model=model: model(batch.inputs)
-        for seed, run in enumerate(runs)
-        for name, model in run.items()
-    }
-    exact = {
-        name: lambda batch, name=name: task.baselines(batch)[name][:, -1]
-        for name in ('gradient_descent', 'debiased_gradient_descent', 'ridge')
-    }
-    found = average(task, errors(models | exact), size.prompts, key)
+    predict = models_predictor(
+        {f'{seed}/{name}': model for seed, run in enumerate(runs) for name, model in run.items()}
+    )
+    names = ('gradient_descent', 'debiased_gradient_descent', 'ridge')
+
+    def predictor(batch: Batch) -> dict[str, Array]:
+        exact = task.baselines(batch)
+        return predict(batch) | {name: exact[name][:, -1] for name in names}
+
+    found = {name: values[0] for name, values in average_errors(task, predictor, size.prompts, key).items()}
     by_seed = [{name: found[f'{seed}/{name}'] for name in run} for seed, run in enumerate(runs)]
-    return by_seed, {name: found[name] for name in exact}
+    return by_seed, {name: found[name] for name in names}
 
 
 def exact_lines(task: ICLLinear, exact: Errors) -> list[Line]:
@@ -75,7 +75,7 @@ def loss_lines(runs: Runs, found: list[Errors], exact: Errors, task: ICLLinear) 
                 'runs of two heads from independent draws that leave the solution of one head',
                 sum(error < 0.3 for error in drawn),
                 of=len(drawn),
-                note=f'errors {joined(drawn)}; heads that start alike in sign stay there, so the runs above start opposite',
+                note=f'errors {joined(drawn)}; heads that start alike in sign stay there: those above start opposite',
             )
         )
     return lines

@@ -13,20 +13,23 @@ from jattn.testbeds.icl_linear_model import Circuits, measures
 
 # One look a predictor, the same in every picture: models are solid, closed forms dashed.
 STYLES = {
-    '1 head': {'color': 'tab:orange', 'marker': 'o'},
-    '2 heads': {'color': 'tab:blue', 'marker': 'o'},
-    'linear': {'color': 'tab:red', 'marker': 's', 'label': 'linear attention, no 1/S'},
-    'linear / S': {'color': 'tab:pink', 'marker': 's', 'label': 'linear attention, 1/S'},
-    'gradient descent': {'color': 'tab:brown', 'linestyle': '--'},
-    'debiased gradient descent': {'color': 'black', 'linestyle': '--'},
-    'ridge (Bayes)': {'color': 'tab:green', 'linestyle': '--'},
+    '1 head': {'color': 'tab:orange', 'marker': 'o', 'zorder': 3},
+    '2 heads': {'color': 'tab:blue', 'marker': 'o', 'zorder': 3},
+    'linear': {'color': 'tab:red', 'marker': 's', 'label': 'linear attention, no 1/S', 'zorder': 2},
+    'linear / S': {'color': 'tab:pink', 'marker': 's', 'markersize': 9, 'label': 'linear attention, 1/S', 'zorder': 1},
+    'gradient descent': {'color': 'tab:brown', 'linestyle': ':', 'zorder': 4},
+    'debiased gradient descent': {'color': 'black', 'linestyle': '--', 'zorder': 4},
+    'ridge (Bayes)': {'color': 'tab:green', 'linestyle': '--', 'zorder': 2},
 }
 
 
 def _signed(axis: Axes, matrix: np.ndarray, bound: float, digits: int = 2) -> object:
-    """A matrix in red and blue around zero, its entries written in."""
+    """A matrix in red and blue around zero, its entries written in; nan is left grey."""
+    axis.set_facecolor('0.85')
     image = axis.imshow(matrix, cmap='RdBu_r', vmin=-bound, vmax=bound, aspect='equal')
     for (row, column), value in np.ndenumerate(matrix):
+        if np.isnan(value):
+            continue
         text = f'{value:.{digits}f}'.replace('-0.00', '0.00')
         color = 'white' if abs(value) > 0.6 * bound else '0.25'
         axis.text(column, row, text, ha='center', va='center', fontsize=7, color=color)
@@ -34,14 +37,15 @@ def _signed(axis: Axes, matrix: np.ndarray, bound: float, digits: int = 2) -> ob
 
 
 def draw_circuits(models: Mapping[str, Trained], path: pathlib.Path) -> None:
-    """KQ (covariates' columns) and OV of every head, a row of maps a model."""
+    """KQ and OV of every head, a row of maps a model; KQ's grey column meets the query's empty label slot only."""
     columns = max(model.layer.heads for model in models.values())
     figure = Figure(figsize=(2.7 * columns + 0.6, 3.7 * len(models)), layout='constrained')
     for strip, (name, model) in zip(figure.subfigures(len(models), 1, squeeze=False)[:, 0], models.items()):
         strip.suptitle(f'{name}: KQ above (which examples are matched), OV below (what is read)', fontsize=10)
-        kq, ov = np.asarray(model.circuits.kq)[:, :, :-1], np.asarray(model.circuits.ov)
-        names = [f'x{i + 1}' for i in range(kq.shape[2])]
-        axes = strip.subplots(2, columns, squeeze=False, height_ratios=(kq.shape[1], 1.4))
+        kq, ov = np.array(model.circuits.kq), np.asarray(model.circuits.ov)
+        kq[:, :, -1] = np.nan
+        names = [*(f'x{i + 1}' for i in range(kq.shape[2] - 1)), 'y']
+        axes = strip.subplots(2, columns, squeeze=False, height_ratios=(kq.shape[1], 1.0))
         read = measures(model.circuits)
         for head in range(columns):
             above, below = axes[:, head]
@@ -49,12 +53,12 @@ def draw_circuits(models: Mapping[str, Trained], path: pathlib.Path) -> None:
                 above.axis('off')
                 below.axis('off')
                 continue
-            _signed(above, kq[head], np.abs(kq).max())
+            _signed(above, kq[head], np.nanmax(np.abs(kq)))
             above.set_title(f'head {head}: ω {float(read.omega[head]):+.3f}, μ {float(read.mu[head]):+.3f}', fontsize=9)
             above.set_xticks(range(len(names)), names, fontsize=7)
-            above.set_yticks(range(len(names) + 1), [*names, 'y'], fontsize=7)
+            above.set_yticks(range(len(names)), names, fontsize=7)
             _signed(below, ov[head], np.abs(ov).max())
-            below.set_xticks(range(len(names) + 1), [*names, 'y'], fontsize=7)
+            below.set_xticks(range(len(names)), names, fontsize=7)
             below.set_yticks([])
     _save(figure, path)
 
@@ -76,7 +80,7 @@ def draw_dynamics(model: Trained, flow: Mapping[str, np.ndarray], limit: float, 
             axis.set_ylabel(name)
             axis.grid(alpha=0.3)
         axes[2].axhline(limit, color='black', linestyle='--', label=f'1 / (1 + (1+σ²) F/S) = {limit:.3f}')
-        axes[2].set_ylim(limit - 0.25, limit + 0.1)
+        axes[2].set_ylim(limit - 0.12, limit + 0.06)
         axes[0].set_title(title, fontsize=10)
         axes[2].set_xlabel(unit)
         axes[0].legend(fontsize=8)
@@ -97,10 +101,18 @@ def draw_sweep(
     """Errors of every predictor along one axis; the mark is where the models were trained."""
     figure = Figure(figsize=(8, 4.6), layout='constrained')
     axis = figure.subplots()
-    for name, values in curves.items():
-        axis.plot(points, values, **{'label': name, **STYLES[name]})
+    for name, style in STYLES.items():
+        if name in curves:
+            axis.plot(points, curves[name], **{'label': name, **style})
+    if log_points:
+        axis.set_xscale('log')
+    axis.set_xticks(points, [f'{point:g}' for point in points])
     axis.set_yscale('log')
-    _plain_ticks(axis, points, log_points)
+    low, high = min(map(np.min, curves.values())), max(map(np.max, curves.values()))
+    steps = (1, 10, 100, 1000) if high > 1000 * low else (0.2, 0.5, 1, 2, 5, 10, 20, 50)
+    ticks = [0.1, *(step for step in steps if step < 1.2 * high)]
+    axis.set_yticks(ticks, [f'{tick:g}' for tick in ticks])
+    axis.minorticks_off()
     if mark is not None:
         axis.axvline(mark, color='0.6', linewidth=1)
         axis.annotate('trained here', (mark, 1), xycoords=('data', 'axes fraction'), xytext=(3, -10), **_SMALL)
@@ -175,13 +187,6 @@ def draw_tasks(task: ICLLinearMultitask, models: Mapping[str, Trained], path: pa
 
 
 _SMALL = {'textcoords': 'offset points', 'fontsize': 8, 'color': '0.4'}
-
-
-def _plain_ticks(axis: Axes, points: Sequence[float], log_points: bool) -> None:
-    if log_points:
-        axis.set_xscale('log')
-        axis.set_xticks(points, [f'{point:g}' for point in points])
-        axis.minorticks_off()
 
 
 def _save(figure: Figure, path: pathlib.Path) -> None:

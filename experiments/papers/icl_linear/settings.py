@@ -8,10 +8,19 @@ import numpy as np
 
 from experiments.papers.contract import ClaimContext, Line
 from experiments.papers.icl_linear.patterns import PAPER, Runs, worst_line
-from experiments.papers.icl_linear.training import MULTITASK, Size, Start, Trained, average, errors, train
-from jattn.testbeds import ICLLinear, ICLLinearMultitask
+from experiments.papers.icl_linear.training import (
+    MULTITASK,
+    Size,
+    Start,
+    Trained,
+    average_errors,
+    models_predictor,
+    train,
+)
+from jattn.testbeds import ICLLinear, ICLLinearMultitask, Task
 from jattn.testbeds import icl_linear_theory as theory
 from jattn.testbeds.icl_linear_model import Circuits, OneLayer, effective_preconditioner
+from jattn.typing import Key
 
 CORRELATION = 0.5
 
@@ -26,8 +35,7 @@ def preconditioned_lines(
     for seed in range(size.seeds):
         context.say(f'two heads on correlated covariates, run {seed}')
         runs.append(train(task, starts, size, size.steps, context.key(100 + seed))['2 heads'])
-    predictors = {str(seed): lambda batch, model=model: model(batch.inputs) for seed, model in enumerate(runs)}
-    found = [error for error, _ in average(task, errors(predictors), size.prompts, context.key(4)).values()]
+    found = _errors(task, runs, size, context.key(4))
     facts, best = task.facts(), theory.best_preconditioner(task.debiased_moments)
     learned = [np.asarray(effective_preconditioner(model.circuits)) for model in runs]
     blocks = [np.asarray(kq)[: task.dim, : task.dim] for model in runs for kq in model.circuits.kq]
@@ -61,6 +69,11 @@ def preconditioned_lines(
     return lines, {'learned': learned[0], 'best': best, 'plus': blocks[0], 'minus': blocks[1]}
 
 
+def _errors(task: Task, models: Sequence[Trained], size: Size, key: Key) -> list[float]:
+    predictor = models_predictor({str(seed): model for seed, model in enumerate(models)})
+    return [values[0][0] for values in average_errors(task, predictor, size.prompts, key).values()]
+
+
 def _line(claim: str, values: Sequence[float], note: str = '', **rule: float | tuple[float, float]) -> Line:
     return worst_line(f'correlated covariates, two heads: {claim}', values, note=note, **rule)
 
@@ -75,7 +88,7 @@ def off_diagonal_share(matrix: np.ndarray) -> float:
 
 
 def signals(task: ICLLinearMultitask, circuits: Circuits) -> np.ndarray:
-    """How strongly each head serves each task, [H, N]: |OV of its label| times the rms of KQ's diagonal on its window."""
+    """How strongly each head serves each task, [H, N]: |OV of its label| x rms of KQ's diagonal on its window."""
     squares = np.square(np.diagonal(np.asarray(circuits.kq), axis1=1, axis2=2))
     windows = [np.sqrt(squares[:, start : start + task.task_dim].mean(axis=1)) for start in task.starts]
     labels = [np.asarray(circuits.ov)[:, n, task.dim + n] for n in range(task.tasks)]
@@ -119,8 +132,7 @@ def multitask_lines(size: Size, context: ClaimContext) -> tuple[list[Line], Runs
 
 def _heads_lines(name: str, models: Sequence[Trained], size: Size, context: ClaimContext) -> list[Line]:
     task = MULTITASK
-    predictors = {str(seed): lambda batch, model=model: model(batch.inputs) for seed, model in enumerate(models)}
-    found = [error for error, _ in average(task, errors(predictors), size.prompts, context.key(5)).values()]
+    found = _errors(task, models, size, context.key(5))
     shared = [shared_heads(task, model.circuits) for model in models]
     exact = task.facts()['debiased_gradient_descent']
     reads = '; '.join(describe_heads(task, model.circuits) for model in models[:1])

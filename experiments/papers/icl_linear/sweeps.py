@@ -1,17 +1,29 @@
 """Trained models at other prompt lengths, other means of the covariates, and trained anew at other lengths."""
 
-import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.papers.contract import ClaimContext, Line
 from experiments.papers.icl_linear.patterns import PAPER, joined
-from experiments.papers.icl_linear.training import Size, Start, Trained, at_length, average, errors, train
-from jattn.testbeds import ICLLinear
+from experiments.papers.icl_linear.training import (
+    ISOTROPIC,
+    Predictor,
+    Size,
+    Start,
+    Trained,
+    at_length,
+    average_errors,
+    models_predictor,
+    train,
+)
+from jattn.testbeds import Batch, ICLLinear
 from jattn.testbeds import icl_linear_estimators as estimators
 from jattn.testbeds import icl_linear_theory as theory
-from jattn.testbeds.icl_linear import split_prompts
+from jattn.testbeds.icl_linear import make_prompts, split_prompts
 from jattn.testbeds.icl_linear_model import OneLayer, measures
 from jattn.typing import Array, Key
 
@@ -21,29 +33,59 @@ Curves = dict[str, np.ndarray]  # predictor -> its error at every point of the s
 AUTHORS_TWO_HEADS = {10: 0.579, 20: 0.366, 40: 0.241, 70: 0.188, 100: 0.168}
 
 
-def sweep(task: ICLLinear, points: list[ICLLinear], run: Mapping[str, Trained], size: Size, key: Key) -> Curves:
-    """Errors at every point of the models and of the closed forms; these keep the steps of the training task.
+def first_examples(batch: Batch, count: int) -> Batch:
+    """The prompts with their first `count` examples only."""
+    kept = jax.tree.map(lambda rows: jnp.concatenate([rows[:, :count], rows[:, -1:]], axis=1), batch.replace(meta={}))
+    return kept.replace(meta=batch.meta)
 
-    Debiased gradient descent takes the step eta = sum_h mu_h omega_h of the two trained heads.
+
+def moved(batch: Batch, dim: int, shift: float) -> Batch:
+    """The prompts with every covariate moved by `shift`, and the labels with them: y = w . (x + shift) + noise."""
+    x, y, query = split_prompts(batch.inputs, dim)
+    covariates = jnp.concatenate([x, query[:, None]], axis=1) + shift
+    labels = jnp.concatenate([y, batch.targets[:, -1:]], axis=1)
+    return make_prompts(covariates, labels + shift * batch.meta['weights'].sum(axis=-1)[:, None, None], batch.meta)
+
+
+def sweep(
+    task: ICLLinear,
+    run: Mapping[str, Trained],
+    changes: Mapping[float, Callable[[Batch], Batch]],
+    size: Size,
+    key: Key,
+) -> Curves:
+    """Errors of the models and of the closed forms at every point, on the same prompts, changed.
+
+    The closed forms keep the steps of the training prompts; debiased gradient descent takes the step
+    eta = sum_h mu_h omega_h of the two trained heads.
     """
-    plain = theory.best_step(task.plain_moments)
+    plain = theory.best_step(ISOTROPIC.plain_moments)
     debiased = float(measures(run['2 heads'].circuits).step)
+    models = models_predictor({name: run[name] for name in ('1 head', '2 heads', 'linear', 'linear / S')})
 
-    def closed_forms(inputs: Array) -> dict[str, Array]:
-        x, y, query = split_prompts(inputs, task.dim)
-        labels = y[:, :, 0]
-        return {
-            'gradient descent': estimators.gradient_descent(x, labels, query, plain)[:, None],
-            'debiased gradient descent': estimators.debiased_gradient_descent(x, labels, query, debiased)[:, None],
-            'ridge (Bayes)': estimators.ridge(x, labels, query, task.noise_variance * task.dim)[:, None],
+    def at_point(batch: Batch) -> dict[str, Array]:
+        x, y, query = split_prompts(batch.inputs, task.dim)
+        prompts = (x, y[:, :, 0], query)
+        closed = {
+            'gradient descent': estimators.gradient_descent(*prompts, plain),
+            'debiased gradient descent': estimators.debiased_gradient_descent(*prompts, debiased),
+            'ridge (Bayes)': estimators.ridge(*prompts, task.noise_variance * task.dim),
         }
+        return {**models(batch), **{name: f[:, None] for name, f in closed.items()}}
 
-    names = ('gradient descent', 'debiased gradient descent', 'ridge (Bayes)')
-    predictors = {name: lambda batch, name=name: closed_forms(batch.inputs)[name] for name in names}
-    for name in ('1 head', '2 heads', 'linear', 'linear / S'):
-        predictors[name] = lambda batch, model=run[name]: model(batch.inputs)
-    found = [average(point, errors(predictors), size.prompts, key) for point in points]
-    return {name: np.array([f[name][0] for f in found]) for name in predictors}
+    found = average_errors(task, at_point, size.prompts, key, changes)
+    return {name: np.array([mean for mean, _ in values]) for name, values in found.items()}
+
+
+def length_sweep(task: ICLLinear, lengths: Sequence[int], run: Mapping[str, Trained], size: Size, key: Key) -> Curves:
+    """The first examples of the same long prompts."""
+    changes = {length: functools.partial(first_examples, count=length) for length in lengths}
+    return sweep(at_length(task, max(lengths)), run, changes, size, key)
+
+
+def shift_sweep(task: ICLLinear, shifts: Sequence[float], run: Mapping[str, Trained], size: Size, key: Key) -> Curves:
+    """The same prompts, their covariates moved."""
+    return sweep(task, run, {shift: functools.partial(moved, dim=task.dim, shift=shift) for shift in shifts}, size, key)
 
 
 def length_lines(lengths: tuple[int, ...], curves: Curves) -> list[Line]:
@@ -72,35 +114,36 @@ def length_lines(lengths: tuple[int, ...], curves: Curves) -> list[Line]:
     ]
 
 
-def shift_lines(task: ICLLinear, shifts: tuple[float, ...], curves: Curves) -> list[Line]:
+def shift_lines(task: ICLLinear, shifts: tuple[float, ...], curves: Curves, omega: float) -> list[Line]:
     """The claims on covariates with a mean that training never showed."""
     two, debiased, plain, one, ridge = (
         curves[name] for name in ('2 heads', 'debiased gradient descent', 'gradient descent', '1 head', 'ridge (Bayes)')
     )
-    unit = shifts.index(1.0)
+    near, unit = [shift <= 1 for shift in shifts], shifts.index(1.0)
 
-    def line(claim: str, measured: float, values: np.ndarray, **rule: float | tuple[float, float]) -> Line:
-        return Line.number(PAPER, claim, measured, note=f'{joined(values)} at shifts {joined(shifts)}', **rule)
+    def line(claim: str, measured: float, note: object, **rule: float | tuple[float, float]) -> Line:
+        values = note if isinstance(note, str) else f'{joined(note)} at shifts {joined(shifts)}'
+        return Line.number(PAPER, f'shifted covariates: {claim}', measured, note=values, **rule)
 
     moved = theory.plain_moments(np.eye(task.dim), np.full(task.dim, 1.0), task.context, task.noise_variance)
     exact = theory.risk(moved, theory.best_step(task.plain_moments))
-    return [
+    apart = np.abs(two / debiased - 1)
+    lines = [
         line(
-            'shifted covariates: two heads against debiased gradient descent, largest relative difference',
-            np.max(np.abs(two / debiased - 1)),
+            'two heads over debiased gradient descent to shift 1, largest |ratio - 1|',
+            max(apart[near]),
             two,
             below=0.05,
         ),
-        line('shifted covariates: two heads at shift 1', two[unit], debiased, near=(0.39, 0.02)),
-        line('shifted covariates: gradient descent at shift 1', plain[unit], plain, near=(exact, 0.1 * exact)),
-        line('shifted covariates: one head at shift 1', one[unit], one, near=(1.9, 0.3)),
-        line(
-            'shifted covariates: ridge at every shift, farthest from 0.115',
-            _farthest(ridge, 0.115),
-            ridge,
-            near=(0.115, 0.006),
-        ),
+        line('gradient descent at shift 1', plain[unit], plain, near=(exact, 0.1 * exact)),
+        line('one head at shift 1', one[unit], one, near=(1.9, 0.3)),
+        line('ridge, farthest from 0.115', _farthest(ridge, 0.115), ridge, near=(0.115, 0.006)),
     ]
+    if 2.0 in shifts:
+        far = shifts.index(2.0)
+        note = f'debiased gradient descent {debiased[far]:.3f}; the gap grows with omega^2, here {omega:.3f}^2'
+        lines.append(line('two heads at shift 2', two[far], note, near=(0.83, 0.04)))
+    return lines
 
 
 def _farthest(values: np.ndarray, centre: float) -> float:
@@ -121,12 +164,15 @@ def trained_length_lines(
         context.say(f'one and two heads trained at length {length}')
         point = at_length(task, length)
         run = train(point, starts, size, size.sweep_steps, context.key(300 + length))
-        predictors = {name: lambda batch, model=model: model(batch.inputs) for name, model in run.items()}
-        predictors['bayes'] = lambda batch, point=point: point.baselines(batch)['ridge'][:, -1]
-        means = average(point, errors(predictors), size.prompts, context.key(3))
-        bayes[length] = means['bayes'][0]
+        models = models_predictor(run)
+
+        def predictor(batch: Batch, models: Predictor = models, point: ICLLinear = point) -> dict[str, Array]:
+            return {**models(batch), 'ridge': point.baselines(batch)['ridge'][:, -1]}
+
+        means = average_errors(point, predictor, size.prompts, context.key(3))
+        bayes[length] = means['ridge'][0][0]
         for name in starts:
-            found[name][length] = means[name][0]
+            found[name][length] = means[name][0][0]
     one, two = ({length: curve[length] for length in sorted(curve)} for curve in found.values())
     gaps = {length: two[length] / AUTHORS_TWO_HEADS[length] - 1 for length in two}
     worst = max(gaps, key=lambda length: abs(gaps[length]))
@@ -156,8 +202,3 @@ def trained_length_lines(
         ),
     ]
     return lines, {'1 head': one, '2 heads': two}
-
-
-def shifted(task: ICLLinear, shifts: tuple[float, ...]) -> list[ICLLinear]:
-    """The task at other means of the covariates."""
-    return [dataclasses.replace(task, shift=shift) for shift in shifts]

@@ -6,6 +6,7 @@ gradients and Adam's moments, so each is trained as if alone, while the batches 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -51,7 +52,7 @@ class Size:
 
 
 SIZES = {
-    'tiny': Size(3000, 0, 1e-2, 0.1, 1, (1,), (10, 40, 160), (), (0.0, 1.0, 2.0), False, 20_000),
+    'tiny': Size(2500, 0, 1e-2, 0.1, 1, (1,), (10, 40, 160), (), (0.0, 1.0), False, 20_000),
     'small': Size(
         10_000,
         5000,
@@ -132,7 +133,8 @@ def _optimizer(size: Size, steps: int) -> optax.GradientTransformation:
 def train(task: Task, starts: Mapping[str, Start], size: Size, steps: int, key: Key) -> dict[str, Trained]:
     """Trains a group of models on the same batches."""
     keys = jax.random.split(key, len(starts) + 1)
-    params = {name: start.layer.init(k, start.opposite) for k, (name, start) in zip(keys[1:], starts.items())}
+    models = list(zip(keys[1:], starts.items()))
+    params = jax.jit(lambda: {name: start.layer.init(k, start.opposite) for k, (name, start) in models})()
     layers = {name: start.layer for name, start in starts.items()}
 
     def read(params: Mapping[str, Params]) -> dict[str, Circuits]:
@@ -160,40 +162,53 @@ def main_group(size: Size, task: ICLLinear) -> dict[str, Start]:
     return starts
 
 
-Statistics = Callable[[Batch], Mapping[str, Array]]
+Predictor = Callable[[Batch], Mapping[str, Array]]  # batch -> name -> predictions [B, N] of the query's labels
 
 
-def average(task: Task, statistics: Statistics, prompts: int, key: Key) -> dict[str, tuple[float, float]]:
-    """Means, and their standard errors, of numbers that each prompt has: name -> ([B]) becomes name -> (mean, error).
+def models_predictor(models: Mapping[str, Trained]) -> Predictor:
+    """What each model says."""
+    return lambda batch: {name: model(batch.inputs) for name, model in models.items()}
 
-    The same key gives the same prompts, so differences between predictors are paired.
+
+def average_errors(
+    task: Task,
+    predictor: Predictor,
+    prompts: int,
+    key: Key,
+    changes: Mapping[float, Callable[[Batch], Batch]] | None = None,
+) -> dict[str, list[tuple[float, float]]]:
+    """Squared errors, averaged over labels and over fresh prompts, with their standard errors.
+
+    Args:
+        task: draws the prompts; the same key draws the same ones, so differences between predictors are paired.
+        predictor: what is tried.
+        prompts: how many.
+        key: of the prompts.
+        changes: the same prompts, changed in these ways; None: as they are.
+
+    Returns:
+        name -> [(mean, standard error) of every change].
     """
     chunk = 2000
+    changes = [lambda batch: batch] if changes is None else list(changes.values())
 
-    @jax.jit
-    def total(keys: Array) -> Mapping[str, Array]:
-        def add(sums: Mapping[str, Array], key: Key) -> tuple[Mapping[str, Array], None]:
-            values = statistics(task.sample(key, chunk))
-            now = {name: jnp.stack([value.sum(), jnp.square(value).sum()]) for name, value in values.items()}
-            return jax.tree.map(jnp.add, sums, now), None
-
-        names = jax.eval_shape(lambda key: statistics(task.sample(key, chunk)), keys[0])
-        return jax.lax.scan(add, {name: jnp.zeros(2) for name in names}, keys)[0]
-
-    count = max(prompts // chunk, 1) * chunk
-    sums = total(jax.random.split(key, count // chunk))
-    means = {name: np.asarray(value, np.float64) / count for name, value in sums.items()}
-    return {name: (float(m), float(np.sqrt(max(s - m * m, 0) / count))) for name, (m, s) in means.items()}
-
-
-def errors(predictors: Mapping[str, Callable[[Batch], Array]]) -> Statistics:
-    """The squared error of each predictor (batch -> [B, N]) on the query's labels, averaged over the labels."""
-
-    def statistics(batch: Batch) -> dict[str, Array]:
+    def errors(batch: Batch) -> dict[str, Array]:
         labels = batch.targets[:, -1]
-        return {name: jnp.mean(jnp.square(f(batch) - labels), axis=-1) for name, f in predictors.items()}
+        squares = {name: jnp.mean(jnp.square(f - labels), axis=-1) for name, f in predictor(batch).items()}
+        return {name: jnp.stack([square.sum(), jnp.square(square).sum()]) for name, square in squares.items()}
 
-    return statistics
+    def chunk_sums(key: Key) -> list[dict[str, Array]]:
+        batch = task.sample(key, chunk)
+        return [errors(change(batch)) for change in changes]
+
+    count = max(prompts // chunk, 1)
+    sums = jax.jit(lambda keys: jax.lax.map(chunk_sums, keys))(jax.random.split(key, count))
+    means = [{name: np.asarray(v, np.float64).sum(0) / (count * chunk) for name, v in one.items()} for one in sums]
+    return {name: [(float(one[name][0]), _error(*one[name], count * chunk)) for one in means] for name in means[0]}
+
+
+def _error(mean: float, square: float, count: int) -> float:
+    return math.sqrt(max(square - mean * mean, 0) / count)
 
 
 def at_length(task: ICLLinear, context: int) -> ICLLinear:
@@ -201,6 +216,6 @@ def at_length(task: ICLLinear, context: int) -> ICLLinear:
     return dataclasses.replace(task, context=context)
 
 
-MULTITASK = ICLLinearMultitask()
+# The authors' settings: F = 5, S = 40, sigma^2 = 0.1; and two tasks on F = 6, S = 48.
 ISOTROPIC = ICLLinear()
-"""The authors' settings: F = 5, S = 40, sigma^2 = 0.1; and two tasks on F = 6, S = 48."""
+MULTITASK = ICLLinearMultitask()

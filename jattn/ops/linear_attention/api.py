@@ -35,7 +35,7 @@ def gated_linear_attention(
         S_t = Diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T          y_t = scale · S_t^T q_t
 
     Linear attention, RetNet, Mamba-2 and GLA are this recurrence with different decays. It runs over chunks of tokens,
-    in time linear in T; `chunk.py` has the equations. States are float32 at least, whatever the inputs.
+    in time linear in T; `chunk.py` has the equations. Decays and states are float32, or float64 where q, k, v are.
 
     Args:
         q: queries.
@@ -89,10 +89,10 @@ def gated_linear_attention(
         raise ValueError(
             f'{where}: implementation={implementation!r}, but None or one of {IMPLEMENTATIONS} was expected'
         )
-    if implementation in KERNELS and (reason := KERNELS[implementation].refusal(q, v)):
+    if implementation in KERNELS and (reason := KERNELS[implementation].refusal(q, k, v)):
         raise ValueError(f'{where}: implementation={implementation!r} was given {reason}')
 
-    dtype = at_least_float32(*(x for x in (q, k, v, log_decay, initial_state) if x is not None))
+    dtype = at_least_float32(q, k, v)
     state_shape = tuple(sizes[axis] for axis in 'BHKV')
     state = jnp.zeros(state_shape, dtype) if initial_state is None else initial_state.astype(dtype)
     if log_decay is not None:
@@ -123,7 +123,7 @@ def run(
         kernels = {
             platform: branches[name]
             for platform, name in (('cuda', 'pallas_triton'), ('tpu', 'pallas_tpu'))
-            if q.shape[1] >= SHORTEST_FOR_KERNELS and KERNELS[name].refusal(q, v) is None
+            if q.shape[1] >= SHORTEST_FOR_KERNELS and KERNELS[name].refusal(q, k, v) is None
         }
         return lax.platform_dependent(*arrays, **kernels, default=branches['xla'])
     if implementation == 'reference':

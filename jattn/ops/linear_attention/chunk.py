@@ -33,8 +33,8 @@ class Arithmetic:
         mask_columns: sum a single column [C, 1] by masking and adding: matrix units refuse so narrow a product.
     """
 
-    precision: object
-    exact: object
+    precision: lax.PrecisionLike
+    exact: lax.PrecisionLike
     mask_columns: bool = False
 
     def multiply(self, letters: str, a: Array, b: Array) -> Array:
@@ -59,46 +59,50 @@ def step(
     arithmetic: Arithmetic,
 ) -> tuple[Float[Array, 'V K'], Float[Array, 'C V']]:
     """The state after the chunk and its outputs, both in the state's dtype; log_decay [C, 1] or [C, K], None: 0."""
-    multiply, add_up = arithmetic.multiply, arithmetic.add_up
+    multiply = arithmetic.multiply
     q, k, v = (x.astype(state.dtype) for x in (q, k, v))
-    rows, columns = _places(q.shape[0])
-    if log_decay is None:
-        scores = jnp.where(columns <= rows, multiply('ck,sk->cs', q, k), 0)
-        return state + multiply('cv,ck->vk', v, k), scale * (
-            multiply('ck,vk->cv', q, state) + multiply('cs,sv->cv', scores, v)
-        )
-    into = jnp.exp(add_up(columns <= rows, log_decay))
-    out_of = jnp.exp(add_up(columns > rows, log_decay))
-    across = jnp.exp(jnp.sum(log_decay, axis=0, keepdims=True))
-    scores = (_head_scores if log_decay.shape[1] == 1 else _channel_scores)(q, k, log_decay, arithmetic)
-    y = multiply('ck,vk->cv', q * into, state) + multiply('cs,sv->cv', scores, v)
+    into, out_of, across = decays(log_decay, arithmetic)
+    y = multiply('ck,vk->cv', q * into, state) + multiply('cs,sv->cv', scores(q, k, log_decay, arithmetic), v)
     return across * state + multiply('cv,ck->vk', v, k * out_of), scale * y
 
 
-def _head_scores(q: Array, k: Array, log_decay: Array, arithmetic: Arithmetic) -> Float[Array, 'C C']:
-    """One decay for all channels: the products q·k times the decay between the two tokens."""
+def decays(log_decay: Float[Array, 'C N'] | None, arithmetic: Arithmetic) -> tuple[Array | float, ...]:
+    """From the chunk's start into every token [C, N], out of every token to its end [C, N], and all across [1, N]."""
+    if log_decay is None:
+        return 1.0, 1.0, 1.0
+    rows, columns = _places(log_decay.shape[0])
+    into, out_of = (arithmetic.add_up(mask, log_decay) for mask in (columns <= rows, columns > rows))
+    return jnp.exp(into), jnp.exp(out_of), jnp.exp(jnp.sum(log_decay, axis=0, keepdims=True))
+
+
+def scores(q: Array, k: Array, log_decay: Array | None, arithmetic: Arithmetic) -> Float[Array, 'C C']:
+    """The products q_c·k_s for s ≤ c, every channel times the decay after s up to c; 0 above the diagonal."""
+    if log_decay is not None and log_decay.shape[1] > 1:
+        return _channel_scores(q, k, log_decay, arithmetic)
     rows, columns = _places(q.shape[0])
-    between = arithmetic.add_up(columns <= rows, jnp.where(rows > columns, log_decay, 0))
-    return jnp.where(columns <= rows, arithmetic.multiply('ck,sk->cs', q, k) * jnp.exp(between), 0)
+    products = arithmetic.multiply('ck,sk->cs', q, k)
+    if log_decay is not None:
+        products *= jnp.exp(arithmetic.add_up(columns <= rows, jnp.where(rows > columns, log_decay, 0)))
+    return jnp.where(columns <= rows, products, 0)
 
 
 def _channel_scores(q: Array, k: Array, log_decay: Array, arithmetic: Arithmetic) -> Float[Array, 'C C']:
-    """A decay per channel cannot leave the product, so it is split between q and k at a border between the two tokens.
+    """A decay per channel cannot leave the product: it is split between q and k, at a border between the two tokens.
 
     Cut the chunk into blocks of 2^level tokens. Two tokens s < c stand in neighbouring blocks of one pair of blocks at
     exactly one level (that of the highest bit in which s and c differ). There c brings the decay from its block's
     start to itself, s the decay after itself to its block's end: the product of the two is the decay between them.
     """
     rows, columns = _places(q.shape[0])
-    scores = jnp.where(rows == columns, jnp.sum(q * k, axis=1, keepdims=True), 0)
+    total = jnp.where(rows == columns, jnp.sum(q * k, axis=1, keepdims=True), 0)
     for level in range((q.shape[0] - 1).bit_length()):
         row_block, column_block = rows >> level, columns >> level
         is_later = row_block % 2 == 1
         reach = (row_block == column_block) & (is_later ^ (columns > rows))
         decay = jnp.exp(arithmetic.add_up(reach, log_decay))
         pairs = is_later & (row_block - 1 == column_block)
-        scores += jnp.where(pairs, arithmetic.multiply('ck,sk->cs', q * decay, k * decay), 0)
-    return scores
+        total += jnp.where(pairs, arithmetic.multiply('ck,sk->cs', q * decay, k * decay), 0)
+    return total
 
 
 def row_of(column: Array) -> Array:

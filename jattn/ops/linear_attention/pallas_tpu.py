@@ -25,10 +25,10 @@ LARGEST_CHUNK = 128  # tokens: the side of a matrix unit
 LARGEST_CHANNEL_CHUNK = 64
 
 
-def refusal(q: Array, v: Array) -> str | None:
+def refusal(q: Array, k: Array, v: Array) -> str | None:
     """Why this kernel cannot serve the call; None: it can."""
-    if q.dtype != v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
-        return f'q of {q.dtype} and v of {v.dtype}, but float32 or bfloat16 for both was expected'
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
+        return f'q, k, v of {q.dtype}, {k.dtype}, {v.dtype}, but float32 or bfloat16 for all was expected'
     if q.shape[-1] * v.shape[-1] > LARGEST_STATE:
         return f'K={q.shape[-1]} times V={v.shape[-1]}, but at most {LARGEST_STATE} was expected'
     return None
