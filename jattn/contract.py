@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from jattn.ops import segments as documents
 from jattn.typing import Array, Bool, Int32, Key, PyTree
 
 
@@ -111,26 +112,26 @@ def locate(context: Context, shape: tuple[int, int], cursor: Cursor | None = Non
         own = 1 if cursor is None else jnp.where(cursor.segment > 0, cursor.segment, 1)[:, None]
         segments = jnp.broadcast_to(jnp.int32(own), shape)
 
-    real = segments > 0
-    reached = jax.lax.cummax(segments, axis=1)  # the ids never decrease: the id at or before each token
-    before = jnp.pad(reached[:, :-1], ((0, 0), (1, 0)))
-    count = jnp.cumsum(real, axis=1, dtype=jnp.int32)
-    start = jax.lax.cummax(jnp.where(real & (segments != before), count - 1, 0), axis=1)
-    index = jnp.where(real, count - 1 - start, 0)
+    index = documents.positions(segments)
     if cursor is None:
         return Rows(segments, index if positions is None else positions, index)
-
+    real = segments > 0
     carried = real & (segments == cursor.segment[:, None])
     if positions is None:
         positions = index + jnp.where(carried, cursor.position[:, None], 0)
-    first = jnp.min(jnp.where(real, segments, jnp.iinfo(jnp.int32).max), axis=1)
+
     some = jnp.any(real, axis=1)
-    last = jnp.max(jnp.where(real, jnp.arange(shape[1])[None], 0), axis=1)
-    position = jnp.take_along_axis(positions, last[:, None], axis=1)[:, 0] + 1
+    first = jnp.argmax(real, axis=1)
+    last = shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+
+    def at(place: Int32[Array, 'B'], values: Int32[Array, 'B T']) -> Int32[Array, 'B']:
+        return jnp.take_along_axis(values, place[:, None], axis=1)[:, 0]
+
     after = Cursor(
-        segment=jnp.where(some, reached[:, -1], cursor.segment), position=jnp.where(some, position, cursor.position)
+        segment=jnp.where(some, at(last, segments), cursor.segment),
+        position=jnp.where(some, at(last, positions) + 1, cursor.position),
     )
-    return Rows(segments, positions, index, carried, ~some | (first == cursor.segment), after)
+    return Rows(segments, positions, index, carried, ~some | (at(first, segments) == cursor.segment), after)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

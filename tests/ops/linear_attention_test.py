@@ -137,6 +137,16 @@ def test_kernels_serve_no_decay_no_segments_and_a_single_token(form, tokens, chu
     assert_equal(ours, truth('none', False, tokens, 'float32'), 1e-5)
 
 
+@pytest.mark.parametrize('form', KERNELS)
+def test_value_channels_may_fill_several_blocks(form):
+    """72 value channels are two blocks of 64 on a GPU, where the gradients of q, k and decays are sums over blocks."""
+    q, k, _, log_decay, *_ = inputs('head', dtype=np.float32)
+    rng = np.random.default_rng(1)
+    v, state, dy, dstate = (rng.normal(size=shape).astype(np.float32) for shape in ((B, T, H, 72), (B, H, K, 72)) * 2)
+    arrays = q, k, v, log_decay, state, dy, dstate
+    assert_equal(compiled(form)(*arrays, PACKED), compiled('reference')(*arrays, PACKED), 1e-5)
+
+
 @pytest.mark.parametrize('decay', DECAYS)
 def test_a_single_token_equals_the_step_form(decay):
     with jax.enable_x64(True):
