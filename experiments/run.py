@@ -41,13 +41,16 @@ _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Several processes on TPU
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'Several processes elsewhere: HOST:PORT of the first.')
 _PROCESSES = flags.DEFINE_integer('processes', None, 'With --coordinator: how many there are.')
 _PROCESS = flags.DEFINE_integer('process', None, 'With --coordinator: which one this is, from 0.')
-flags.adopt_module_key_flags(cli)
+flags.declare_key_flag('size')
+flags.declare_key_flag('set')
 
 
 def main(argv: Sequence[str]) -> int:
     """Parses, connects, calls the library."""
     if _LIST.value:
         return _list()
+    if cli.OUT.value is not None:
+        raise ConfigError(f'--out={cli.OUT.value}: a run writes into its --workdir')
     if _WORKDIR.value is None:
         raise ConfigError('--workdir is needed: the folder of the run')
     if _MODE.value == 'eval':

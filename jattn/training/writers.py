@@ -131,7 +131,7 @@ class Terminal:
         names = list(dict.fromkeys(name for _, row in self._rows for name in row))
         table = rich.table.Table(caption=f'{time.monotonic() - self._started:.0f} s')
         for name in ('step', *names):
-            table.add_column(name, justify='right')
+            table.add_column(name.replace('/', '\n').replace('_per_', '\nper '), justify='right')
         for step, row in self._rows:
             table.add_row(f'{step}/{self._steps}', *(show(row[name]) if name in row else '' for name in names))
         return table

@@ -102,6 +102,7 @@ BAD_INPUT = {
     'devices': (['--set=training.mesh.data=64'], 'needs 64 devices, but there are 4'),
     'batch': (['--set=training.batch=6', '--set=training.mesh.data=4'], 'training.batch=6 must be a multiple of'),
     'accumulate': (['--set=training.accumulate=3'], 'batch=4 must be a multiple of accumulate=3'),
+    'out': (['--out=somewhere'], '--out=somewhere: a run writes into its --workdir'),
     'argument': (['lm_bytes'], "unexpected argument 'lm_bytes'"),
 }
 

@@ -125,19 +125,16 @@ def draw_sweep(
 
 
 def draw_trained_lengths(
-    found: Mapping[str, Mapping[int, float]],
-    authors: Mapping[int, float],
-    exact: Mapping[int, float],
-    path: pathlib.Path,
+    found: Mapping[str, Mapping[int, float]], exact: Mapping[int, float], path: pathlib.Path
 ) -> None:
-    """Errors of models trained at each length, beside the authors' points and the exact risk."""
+    """Errors of models trained at each length, beside the exact risk of debiased gradient descent."""
     figure = Figure(figsize=(6.4, 4.2), layout='constrained')
     axis = figure.subplots()
     for name, values in found.items():
         axis.plot(list(values), list(values.values()), **{'label': name, **STYLES[name]})
-    axis.plot(list(authors), list(authors.values()), 'x', color='tab:purple', label='two heads, authors')
     debiased = {'label': 'debiased gradient descent, exact', **STYLES['debiased gradient descent']}
     axis.plot(list(exact), list(exact.values()), **debiased)
+    axis.set_ylim(bottom=0)
     axis.set_xlabel('examples in a prompt, at training and at evaluation')
     axis.set_ylabel('squared error')
     axis.set_title('trained anew at each length', fontsize=10)

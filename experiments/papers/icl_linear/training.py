@@ -52,15 +52,15 @@ class Size:
 
 
 SIZES = {
-    'tiny': Size(2500, 0, 1e-2, 0.1, 1, (1,), (10, 40, 160), (), (0.0, 1.0), False, 20_000),
+    'tiny': Size(2500, 0, 1e-2, 0.01, 1, (1,), (10, 40, 160), (), (0.0, 1.0), False, 20_000),
     'small': Size(
         10_000,
         5000,
         1e-2,
-        0.1,
+        0.01,
         2,
         (1, 2, 2, 4, 8),
-        (10, 20, 40, 80, 160, 320),
+        (10, 20, 40, 70, 80, 100, 160, 320),
         (10, 20, 70, 100),
         (0.0, 0.5, 1.0, 2.0),
         True,
@@ -73,7 +73,7 @@ SIZES = {
         1.0,
         2,
         (1, 2, 2, 4, 8),
-        (10, 20, 40, 80, 160, 320),
+        (10, 20, 40, 70, 80, 100, 160, 320),
         (10, 20, 70, 100),
         (0.0, 0.5, 1.0, 2.0),
         True,
@@ -166,8 +166,34 @@ Predictor = Callable[[Batch], Mapping[str, Array]]  # batch -> name -> predictio
 
 
 def models_predictor(models: Mapping[str, Trained]) -> Predictor:
-    """What each model says."""
-    return lambda batch: {name: model(batch.inputs) for name, model in models.items()}
+    """What each model says; those of one pattern run as one, so that many models compile as quickly as one.
+
+    A model with fewer heads than another gets heads that read nothing.
+    """
+    by_pattern: dict[str, list[str]] = {}
+    for name, model in models.items():
+        by_pattern.setdefault(model.layer.pattern, []).append(name)
+
+    def stack(names: list[str]) -> Circuits:
+        most = max(models[name].layer.heads for name in names)
+
+        def pad(heads: Array) -> Array:
+            return jnp.pad(heads, ((0, most - len(heads)), (0, 0), (0, 0)))
+
+        return jax.tree.map(
+            lambda *leaves: jnp.stack([pad(leaf) for leaf in leaves]), *(models[name].circuits for name in names)
+        )
+
+    stacks = {pattern: stack(names) for pattern, names in by_pattern.items()}
+
+    def predictor(batch: Batch) -> dict[str, Array]:
+        said = {}
+        for pattern, names in by_pattern.items():
+            outputs = jax.vmap(lambda one, pattern=pattern: predict(one, batch.inputs, pattern))(stacks[pattern])
+            said |= dict(zip(names, outputs))
+        return said
+
+    return predictor
 
 
 def average_errors(
