@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.papers.contract import Line
-from experiments.papers.icl_linear.training import Size, Trained, average_errors, models_predictor
+from experiments.papers.icl_linear.training import Size, Trained, average_errors, draw, models_predictor
 from jattn.testbeds import Batch, ICLLinear
 from jattn.testbeds import icl_linear_estimators as estimators
 from jattn.testbeds import icl_linear_theory as theory
@@ -161,13 +161,12 @@ def _gap(task: ICLLinear, model: Trained, size: Size, key: Key) -> float:
     step = measures(model.circuits).step
 
     @jax.jit
-    def gap(key: Key) -> Array:
-        batch: Batch = task.sample(key, size.prompts)
+    def both(batch: Batch) -> tuple[Array, Array]:
         x, y, query = split_prompts(batch.inputs, task.dim)
-        reference = estimators.debiased_gradient_descent(x, y[:, :, 0], query, step)
-        return prediction_gap(model(batch.inputs)[:, 0], reference)
+        return model(batch.inputs)[:, 0], estimators.debiased_gradient_descent(x, y[:, :, 0], query, step)
 
-    return float(gap(key))
+    predictions, reference = (jnp.concatenate(f) for f in zip(*map(both, draw(task, size.prompts, key))))
+    return float(prediction_gap(predictions, reference))
 
 
 def worst_line(claim: str, values: Sequence[float], note: str = '', **rule: float | tuple[float, float]) -> Line:

@@ -25,6 +25,7 @@ class Size:
     """How much is run; the tasks' sizes are the authors' at every size.
 
     Attributes:
+        batch: prompts of a training step.
         steps: training steps of the main models.
         sweep_steps: training steps of each length of the sweep over training lengths.
         learning_rate: Adam's, falling as a cosine to `final_fraction` of it.
@@ -38,6 +39,7 @@ class Size:
         prompts: of an evaluation.
     """
 
+    batch: int
     steps: int
     sweep_steps: int
     learning_rate: float
@@ -52,8 +54,9 @@ class Size:
 
 
 SIZES = {
-    'tiny': Size(2500, 0, 1e-2, 0.01, 1, (1,), (10, 40, 160), (), (0.0, 1.0), False, 20_000),
+    'tiny': Size(128, 2500, 0, 1e-2, 0.01, 1, (1,), (10, 40, 160), (), (0.0, 1.0), False, 20_000),
     'small': Size(
+        256,
         10_000,
         5000,
         1e-2,
@@ -61,12 +64,13 @@ SIZES = {
         2,
         (1, 2, 2, 4, 8),
         (10, 20, 40, 70, 80, 100, 160, 320),
-        (10, 20, 70, 100),
+        (10, 20, 100),
         (0.0, 0.5, 1.0, 2.0),
         True,
         20_000,
     ),
     'paper': Size(
+        256,
         500_000,
         500_000,
         1e-3,
@@ -80,7 +84,7 @@ SIZES = {
         100_000,
     ),
 }
-BATCH = 256
+CHUNK = 2000  # of an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +122,10 @@ class _GroupLoss:
 
     task: Task
     layers: tuple[tuple[str, OneLayer], ...]
+    batch: int
 
     def __call__(self, params: Mapping[str, Params], key: Key) -> Array:
-        batch = self.task.sample(key, BATCH)
+        batch = self.task.sample(key, self.batch)
         losses = [self.task.loss(layer.apply(params[name], batch.inputs), batch) for name, layer in self.layers]
         return sum(loss.value() for loss in losses)
 
@@ -140,7 +145,7 @@ def train(task: Task, starts: Mapping[str, Start], size: Size, steps: int, key: 
     def read(params: Mapping[str, Params]) -> dict[str, Circuits]:
         return {name: layer.circuits(params[name]) for name, layer in layers.items()}
 
-    loss = _GroupLoss(task, tuple(layers.items()))
+    loss = _GroupLoss(task, tuple(layers.items()), size.batch)
     params, trace = fit(params, loss, _optimizer(size, steps), steps, keys[0], watch=jax.jit(read))
     circuits = read(params)
     return {
@@ -215,22 +220,34 @@ def average_errors(
     Returns:
         name -> [(mean, standard error) of every change].
     """
-    chunk = 2000
-    changes = [lambda batch: batch] if changes is None else list(changes.values())
+    changes = {0.0: lambda batch: batch} if changes is None else changes
 
-    def errors(batch: Batch) -> dict[str, Array]:
-        labels = batch.targets[:, -1]
-        squares = {name: jnp.mean(jnp.square(f - labels), axis=-1) for name, f in predictor(batch).items()}
-        return {name: jnp.stack([square.sum(), jnp.square(square).sum()]) for name, square in squares.items()}
+    @jax.jit
+    def sums(batch: Batch) -> list[dict[str, Array]]:
+        found = []
+        for change in changes.values():
+            changed = change(batch)
+            labels = changed.targets[:, -1]
+            squares = {name: jnp.mean(jnp.square(f - labels), axis=-1) for name, f in predictor(changed).items()}
+            found.append({name: jnp.stack([jnp.sum(e), jnp.sum(jnp.square(e))]) for name, e in squares.items()})
+        return found
 
-    def chunk_sums(key: Key) -> list[dict[str, Array]]:
-        batch = task.sample(key, chunk)
-        return [errors(change(batch)) for change in changes]
+    batches = draw(task, prompts, key)
+    total = jax.tree.map(lambda *parts: np.sum(np.asarray(parts, np.float64), axis=0), *map(sums, batches))
+    count = len(batches) * CHUNK
+    return {
+        name: [(float(one[name][0]) / count, _error(*(one[name] / count), count)) for one in total] for name in total[0]
+    }
 
-    count = max(prompts // chunk, 1)
-    sums = jax.jit(lambda keys: jax.lax.map(chunk_sums, keys))(jax.random.split(key, count))
-    means = [{name: np.asarray(v, np.float64).sum(0) / (count * chunk) for name, v in one.items()} for one in sums]
-    return {name: [(float(one[name][0]), _error(*one[name], count * chunk)) for one in means] for name in means[0]}
+
+def draw(task: Task, prompts: int, key: Key) -> list[Batch]:
+    """About so many prompts, in batches of one shape: drawing compiles for seconds, so it compiles once a task."""
+    return [_draw(task, chunk_key) for chunk_key in jax.random.split(key, max(prompts // CHUNK, 1))]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(task: Task, key: Key) -> Batch:
+    return task.sample(key, CHUNK)
 
 
 def _error(mean: float, square: float, count: int) -> float:
