@@ -17,7 +17,7 @@ def config(size: str) -> Experiment:
     small = Experiment(
         model=DecoderConfig(width=128, layers=4, mixer=(SoftmaxConfig(heads=4),)),
         data=TextConfig(tokens=256),
-        training=TrainingConfig(steps=800, batch=8, optimizer=MuonConfig(peak_lr=0.02, adam_peak_lr=3e-3)),
+        training=TrainingConfig(steps=800, batch=8, optimizer=MuonConfig(weight_decay=0.0)),
     )
     if size == 'tiny':
         return small.tiny()

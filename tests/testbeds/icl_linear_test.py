@@ -21,6 +21,9 @@ TASKS = {
 }
 
 
+draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
+
+
 @pytest.fixture(scope='module')
 def errors():
     """Squared errors [prompts] of every predictor of the paper at each length, on the first examples of 1e4 prompts."""
@@ -130,20 +133,20 @@ def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding(task):
     mesh = jax.make_mesh((2,), ('data',), devices=jax.devices()[:2])
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
     others = {
-        'jit': jax.jit(task.sample, static_argnums=1)(key, 4),
+        'jit': draw(task, key, 4),
         'vmap': jax.tree.map(lambda leaf: leaf[1], jax.vmap(lambda k: task.sample(k, 4))(jax.random.split(key, 2))),
         'devices': jax.jit(task.sample, static_argnums=1, out_shardings=rows)(key, 4),
     }
-    expected = {'jit': eager, 'vmap': task.sample(jax.random.split(key, 2)[1], 4), 'devices': eager}
+    expected = {'jit': eager, 'vmap': draw(task, jax.random.split(key, 2)[1], 4), 'devices': eager}
     assert len(others['devices'].inputs.sharding.device_set) == 2
     for name, other in others.items():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other, expected[name])
-    assert not np.allclose(eager.inputs, task.sample(jax.random.key(6), 4).inputs)
+    assert not np.allclose(eager.inputs, draw(task, jax.random.key(6), 4).inputs)
 
 
 @pytest.mark.parametrize('task', TASKS.values(), ids=TASKS)
 def test_the_query_shows_no_label_and_only_its_label_is_scored(task):
-    batch = task.sample(jax.random.key(0), 6)
+    batch = draw(task, jax.random.key(0), 6)
     labels = slice(task.input_size - task.output_size, None)
     assert not np.any(batch.inputs[:, -1, labels]) and np.all(batch.inputs[:, :-1, labels] != 0)
     assert not np.any(batch.targets[:, :-1]) and np.all(batch.targets[:, -1] != 0)
@@ -151,12 +154,12 @@ def test_the_query_shows_no_label_and_only_its_label_is_scored(task):
     outputs = jax.random.normal(jax.random.key(1), batch.targets.shape)
     elsewhere = outputs.at[:, :-1].add(7.0)
     assert task.loss(outputs, batch).value() == task.loss(elsewhere, batch).value()
-    metrics = task.metrics(batch.targets, batch)
+    metrics = jax.jit(task.metrics)(batch.targets, batch)
     assert metrics['loss'].value() == 0 and metrics['loss'].count == 6 * task.output_size
 
 
 def test_nothing_shown_tells_the_noise_of_the_querys_label():
-    batch = PAPER.sample(jax.random.key(2), 20_000)
+    batch = draw(PAPER, jax.random.key(2), 20_000)
     noise = batch.targets[:, -1, 0] - jnp.einsum('bf,bf->b', batch.inputs[:, -1, :5], batch.meta['weights'])
     assert float(jnp.var(noise)) == pytest.approx(0.1, rel=0.05)
     shown = batch.inputs[:, :, :].reshape(len(noise), -1)
@@ -166,7 +169,7 @@ def test_nothing_shown_tells_the_noise_of_the_querys_label():
 
 def test_multitask_labels_are_regressions_on_their_windows():
     task = ICLLinearMultitask()
-    batch = task.sample(jax.random.key(0), 500)
+    batch = draw(task, jax.random.key(0), 500)
     x, weights = batch.inputs[:, -1, : task.dim], batch.meta['weights']
     expected = jnp.stack([jnp.sum(x[:, s : s + 4] * weights[:, n], axis=-1) for n, s in enumerate((0, 2))], axis=-1)
     np.testing.assert_allclose(batch.targets[:, -1], expected, atol=1e-5)  # the query's labels are noiseless
@@ -193,7 +196,7 @@ def test_least_squares_is_the_minimum_norm_solution(shape):
 
 
 def test_opposite_heads_tend_to_debiased_gradient_descent_as_omega_squared():
-    batch = PAPER.sample(jax.random.key(0), 200)
+    batch = draw(PAPER, jax.random.key(0), 50)
     x, y, query = split_prompts(batch.inputs, 5)
     prompts, step = (x, y[:, :, 0], query), 0.879
     exact = estimators.debiased_gradient_descent(*prompts, step)
@@ -208,7 +211,7 @@ def test_opposite_heads_tend_to_debiased_gradient_descent_as_omega_squared():
 
 
 def test_a_constant_in_the_labels_cancels_in_opposite_heads_and_debiased_descent_only():
-    batch = PAPER.sample(jax.random.key(0), 50)
+    batch = draw(PAPER, jax.random.key(0), 50)
     x, y, query = split_prompts(batch.inputs, 5)
     pairs = (jnp.array([0.13, -0.13]), jnp.array([3.45, -3.45]))
     one = (jnp.array([0.45]), jnp.array([1.63]))

@@ -53,37 +53,41 @@ class Size:
     prompts: int
 
 
-SIZES = {
-    'tiny': Size(128, 2500, 0, 1e-2, 0.01, 1, (1,), (10, 40, 160), (), (0.0, 1.0), False, 20_000),
-    'small': Size(
-        256,
-        10_000,
-        5000,
-        1e-2,
-        0.01,
-        2,
-        (1, 2, 2, 4, 8),
-        (10, 20, 40, 70, 80, 100, 160, 320),
-        (10, 20, 100),
-        (0.0, 0.5, 1.0, 2.0),
-        True,
-        20_000,
-    ),
-    'paper': Size(
-        256,
-        500_000,
-        500_000,
-        1e-3,
-        1.0,
-        2,
-        (1, 2, 2, 4, 8),
-        (10, 20, 40, 70, 80, 100, 160, 320),
-        (10, 20, 70, 100),
-        (0.0, 0.5, 1.0, 2.0),
-        True,
-        100_000,
-    ),
-}
+_SMALL = Size(
+    batch=256,
+    steps=10_000,
+    sweep_steps=5000,
+    learning_rate=1e-2,
+    final_fraction=0.01,
+    seeds=2,
+    heads=(1, 2, 2, 4, 8),
+    lengths=(10, 20, 40, 70, 80, 100, 160, 320),
+    trained_lengths=(10, 20, 100),
+    shifts=(0.0, 0.5, 1.0, 2.0),
+    settings=True,
+    prompts=20_000,
+)
+_TINY = dataclasses.replace(
+    _SMALL,
+    batch=128,
+    steps=2500,
+    seeds=1,
+    heads=(1,),
+    lengths=(10, 40, 160),
+    trained_lengths=(),
+    shifts=(0.0, 1.0),
+    settings=False,
+)
+_PAPER = dataclasses.replace(
+    _SMALL,
+    steps=500_000,
+    sweep_steps=500_000,
+    learning_rate=1e-3,
+    final_fraction=1.0,
+    trained_lengths=(10, 20, 70, 100),
+    prompts=100_000,
+)
+SIZES = {'tiny': _TINY, 'small': _SMALL, 'paper': _PAPER}
 CHUNK = 2000  # of an evaluation
 
 

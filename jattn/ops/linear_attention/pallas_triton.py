@@ -20,7 +20,7 @@ from jattn.typing import Array, Float
 
 Ref = jax.Array  # what a body sees of an array
 Step = Callable[..., tuple[Array, Array]]
-LARGEST_KEY = 256  # channels; a state of 32 value channels then still fits the registers
+LARGEST_KEY = 512  # bytes of a key: 128 float32 or 256 bfloat16 channels; beyond, the backward exceeds shared memory
 LARGEST_CHUNK = 32  # tokens, and 16 for a decay per channel: longer ones spill kilobytes of registers
 LARGEST_CHANNEL_CHUNK = 16
 
@@ -29,8 +29,8 @@ def refusal(q: Array, k: Array, v: Array) -> str | None:
     """Why this kernel cannot serve the call; None: it can."""
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
         return f'q, k, v of {q.dtype}, {k.dtype}, {v.dtype}, but float32 or bfloat16 for all was expected'
-    if q.shape[-1] > LARGEST_KEY:
-        return f'K={q.shape[-1]}, but at most {LARGEST_KEY} was expected'
+    if q.shape[-1] > LARGEST_KEY // q.dtype.itemsize:
+        return f'K={q.shape[-1]} of {q.dtype}, but at most {LARGEST_KEY // q.dtype.itemsize} was expected'
     return None
 
 
