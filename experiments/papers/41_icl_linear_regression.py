@@ -1,6 +1,6 @@
 """Paper 41, "In-Context Linear Regression Demystified": what one attention layer learns, and which algorithm it is.
 
-    python -m experiments.claims --only=41 --out=runs/claims           six minutes on two CPU cores
+    python -m experiments.claims --only=41 --out=runs/claims           six minutes of CPU time
     python -m experiments.claims --only=41 --size=tiny                 half a minute: one run, isotropic prompts only
     python -m experiments.claims --only=41 --size=paper                the authors' 500k steps: hours
 
@@ -12,8 +12,8 @@ shared among few heads, and split among many.
 Choices: all models of one run see the same batches. Two heads start opposite (`OneLayer.init`), because two heads that
 start with equal signs stay at the solution of one head; how many starts as drawn escape is a line of its own. Below the
 authors' size the learning rate falls from 1e-2 to 1e-4, not to 1e-3: the noise that a larger last rate leaves in
-sum_h mu_h shows on shifted covariates. omega still shrinks after that many steps, at
-almost equal loss. Heads with |mu omega| under a twentieth of the largest count as dummies.
+sum_h mu_h shows on shifted covariates. omega still shrinks after that many steps, at almost equal loss. Heads with
+|mu omega| under a twentieth of the largest count as dummies.
 """
 
 import numpy as np

@@ -1,5 +1,6 @@
 """The pictures of paper 41's rerun: circuits, dynamics, sweeps, pre-conditioner, tasks."""
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -41,7 +42,9 @@ def draw_circuits(models: Mapping[str, Trained], path: pathlib.Path) -> None:
     columns = max(model.layer.heads for model in models.values())
     figure = Figure(figsize=(2.7 * columns + 0.6, 3.7 * len(models)), layout='constrained')
     for strip, (name, model) in zip(figure.subfigures(len(models), 1, squeeze=False)[:, 0], models.items()):
-        strip.suptitle(f'{name}: KQ above (which examples are matched), OV below (what is read)', fontsize=10)
+        strip.suptitle(
+            f'{name}: KQ above (which examples are matched), OV below (what is read)', fontsize=10, x=0.01, ha='left'
+        )
         kq, ov = np.array(model.circuits.kq), np.asarray(model.circuits.ov)
         kq[:, :, -1] = np.nan
         names = [*(f'x{i + 1}' for i in range(kq.shape[2] - 1)), 'y']
@@ -106,7 +109,8 @@ def draw_sweep(
             axis.plot(points, curves[name], **{'label': name, **style})
     if log_points:
         axis.set_xscale('log')
-    axis.set_xticks(points, [f'{point:g}' for point in points])
+    crowded = [log_points and after < 1.2 * point for point, after in zip(points, [*points[1:], math.inf])]
+    axis.set_xticks(points, ['' if skip else f'{point:g}' for point, skip in zip(points, crowded)])
     axis.set_yscale('log')
     low, high = min(map(np.min, curves.values())), max(map(np.max, curves.values()))
     steps = (1, 10, 100, 1000) if high > 1000 * low else (0.2, 0.5, 1, 2, 5, 10, 20, 50)
