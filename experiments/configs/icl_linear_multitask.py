@@ -1,6 +1,6 @@
 """Can a decoder learn two linear regressions at once in context, that share half of their covariates?
 
-    python -m experiments.run --config=icl_linear_multitask --workdir=runs/icl_linear_multitask
+python -m experiments.run --config=icl_linear_multitask --workdir=runs/icl_linear_multitask
 """
 
 import dataclasses
