@@ -31,7 +31,8 @@ _ONLY = flags.DEFINE_list('only', [], 'Numbers of papers, comma-separated, as in
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of data sets, for the papers that read some.')
 _STRICT = flags.DEFINE_bool('strict', False, 'Ends with 1 when a line does not hold.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Root of all randomness.')
-flags.adopt_module_key_flags(cli)
+for _name in ('size', 'out'):
+    flags.declare_key_flag(_name)
 
 
 def main(argv: Sequence[str]) -> int:

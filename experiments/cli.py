@@ -1,6 +1,6 @@
 """What the programs of jattn share on the command line: flags, and errors in one line with exit code 2.
 
-A flag that several programs have is defined here once; they take it in with `flags.adopt_module_key_flags(cli)`.
+A flag that several programs have is defined here once; a program names those it reads with `flags.declare_key_flag`.
 """
 
 import os
@@ -16,6 +16,7 @@ SIZES = ('tiny', 'small', 'paper')
 SIZE = flags.DEFINE_enum('size', 'small', SIZES, 'tiny: seconds; small: minutes on a laptop; paper: a GPU or a TPU.')
 SET = flags.DEFINE_multi_string('set', [], 'path=value, applied in order, as in model.mixer=rg_lru or data.path=DIR.')
 OUT = flags.DEFINE_string('out', None, 'Folder of the results.')
+PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes the job has.', lower_bound=1)
 
 
 def run(main: Callable[[Sequence[str]], int | None], *, takes_rest: bool = False) -> None:

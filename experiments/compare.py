@@ -30,7 +30,8 @@ from jattn.training.writers import show
 
 _TESTBEDS = flags.DEFINE_list('testbeds', ['icl_linear'], 'Configs of testbeds, comma-separated.')
 _MIXERS = flags.DEFINE_list('mixers', list(MIXERS), 'Mixers, comma-separated; a hybrid is a+b+c.')
-flags.adopt_module_key_flags(cli)
+for _name in ('size', 'set', 'out'):
+    flags.declare_key_flag(_name)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -21,7 +21,8 @@ from jattn.training.loop import train
 from jattn.understanding import heads
 from jattn.understanding.pictures import draw_head_scores
 
-flags.adopt_module_key_flags(cli)
+for _name in ('size', 'set', 'out'):
+    flags.declare_key_flag(_name)
 
 PROMPTS = ('def read_file(path):\n', 'import os\n', 'class Error(')
 

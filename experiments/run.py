@@ -39,10 +39,10 @@ _TOP_P = flags.DEFINE_float('top_p', None, 'generate: draw from the likeliest by
 _SEED = flags.DEFINE_integer('sample_seed', 0, 'generate: the seed of the draws.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Several processes on TPU, SLURM or MPI, found by JAX.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'Several processes elsewhere: HOST:PORT of the first.')
-_PROCESSES = flags.DEFINE_integer('processes', None, 'With --coordinator: how many there are.')
 _PROCESS = flags.DEFINE_integer('process', None, 'With --coordinator: which one this is, from 0.')
 flags.declare_key_flag('size')
 flags.declare_key_flag('set')
+flags.declare_key_flag('processes')
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 def _train(config: Experiment) -> int:
     if config.training.deterministic:
         os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
-    devices.connect(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    devices.connect(_DISTRIBUTED.value, _COORDINATOR.value, cli.PROCESSES.value, _PROCESS.value)
     if jax.process_index() == 0:
         for line in devices.report(config.training.mesh):
             print(line)

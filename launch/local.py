@@ -19,7 +19,7 @@ from absl import flags
 from experiments import cli
 from jattn.config import ConfigError
 
-_PROCESSES = flags.DEFINE_integer('processes', 2, 'How many processes.', lower_bound=1)
+flags.declare_key_flag('processes')
 _DEVICES = flags.DEFINE_integer('devices', 1, 'Virtual CPU devices of each.', lower_bound=1)
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Prints the commands and ends.')
 GRACE_SECONDS = 30  # that the others get to end by themselves once one has failed
@@ -27,10 +27,11 @@ GRACE_SECONDS = 30  # that the others get to end by themselves once one has fail
 
 def main(argv: Sequence[str]) -> int:
     """Starts the group, waits for it, returns its first failure's code."""
+    processes = cli.PROCESSES.value or 2
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    commands = [command(argv[1:], process, _PROCESSES.value, port) for process in range(_PROCESSES.value)]
+    commands = [command(argv[1:], process, processes, port) for process in range(processes)]
     if _DRY_RUN.value:
         print('\n'.join(f'{environment(_DEVICES.value)} {" ".join(words)}' for words in commands))
         return 0

@@ -28,7 +28,8 @@ from experiments import cli
 
 LENGTHS = flags.DEFINE_list('lengths', None, 'Lengths of the sequences, comma-separated; default: those of the record.')
 PAIRS = flags.DEFINE_integer('pairs', 20, 'Turns at most, where a turn is short.', lower_bound=3)
-flags.adopt_module_key_flags(cli)
+for _name in ('out',):
+    flags.declare_key_flag(_name)
 
 RECORDS = pathlib.Path(__file__).parent / 'records'
 PACKAGES = ('jax', 'jaxlib', 'numpy')
