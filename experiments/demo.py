@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the four parts and prints where everything lies."""
     out, started = pathlib.Path(cli.OUT.value or 'demo'), time.monotonic()
     run = out / 'lm_bytes'
-    config = configs.load('lm_bytes', cli.SIZE.value, ['training.steps=720', *cli.SET.value])
+    config = configs.load('lm_bytes', cli.SIZE.value, cli.SET.value)
 
     _title("1. Train a decoder on the bytes of Python's standard library")
     print('\n'.join(devices.report(config.training.mesh)))

@@ -28,8 +28,7 @@ from experiments import cli
 
 LENGTHS = flags.DEFINE_list('lengths', None, 'Lengths of the sequences, comma-separated; default: those of the record.')
 PAIRS = flags.DEFINE_integer('pairs', 20, 'Turns at most, where a turn is short.', lower_bound=3)
-for _name in ('out',):
-    flags.declare_key_flag(_name)
+flags.declare_key_flag(cli.OUT.name)
 
 RECORDS = pathlib.Path(__file__).parent / 'records'
 PACKAGES = ('jax', 'jaxlib', 'numpy')

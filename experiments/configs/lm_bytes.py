@@ -17,7 +17,7 @@ def config(size: str) -> Experiment:
     small = Experiment(
         model=DecoderConfig(width=128, layers=4, mixer=(SoftmaxConfig(heads=4),)),
         data=TextConfig(tokens=256),
-        training=TrainingConfig(steps=800, batch=8, optimizer=MuonConfig(weight_decay=0.0)),
+        training=TrainingConfig(steps=800, batch=8, optimizer=MuonConfig()),
     )
     if size == 'tiny':
         return small.tiny()

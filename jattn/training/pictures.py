@@ -16,7 +16,7 @@ def draw_losses(lines: list[dict[str, Any]], path: pathlib.Path) -> None:
         if points:
             axis.plot(*zip(*points), label=name, **style)
         if points and name == 'eval/loss':
-            axis.annotate(f'{points[-1][1]:.3f}', points[-1], textcoords='offset points', xytext=(6, 0), va='center')
+            axis.annotate(f'{points[-1][1]:.3f}', points[-1], textcoords='offset points', xytext=(0, 8), ha='center')
     axis.set_xlabel('step')
     axis.set_ylabel('loss (nats per byte)' if bits else 'loss')
     axis.margins(x=0.08)
