@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +122,7 @@ def test_positions_past_the_table_are_nan_and_a_long_call_is_named():
 
 
 def test_compile_time_does_not_grow_with_the_depth():
-    """24 layers compile in at most 1.5 times the time of 4 (here: of the traced program's size, which is exact)."""
+    """The traced program of 24 layers is as large as that of 4 (seconds are not for tests)."""
 
     def program(layers):
         cfg = make(layers=layers, mixer=(SoftmaxConfig(heads=4),))
@@ -132,22 +131,6 @@ def test_compile_time_does_not_grow_with_the_depth():
         return jax.jit(gradient).lower(shapes, example(cfg)).as_text().count('\n')
 
     assert program(24) <= 1.05 * program(4)
-
-
-@pytest.mark.slow
-def test_compile_seconds_of_24_layers_are_at_most_one_and_a_half_times_those_of_4():
-    def seconds(layers):
-        cfg = make(layers=layers, width=128, mixer=(SoftmaxConfig(heads=4),))
-        shapes = jax.eval_shape(lambda k: nn.unbox(cfg.make().init(k, example(cfg)))['params'], jax.random.key(0))
-        gradient = jax.grad(lambda p, x: jnp.sum(cfg.make().apply({'params': p}, x)[0]))
-        with jax.enable_compilation_cache(False):
-            start = time.perf_counter()
-            jax.jit(gradient).lower(shapes, example(cfg)).compile()
-            return time.perf_counter() - start
-
-    seconds(4)
-    ratios = [seconds(24) / seconds(4) for _ in range(3)]
-    assert sorted(ratios)[1] <= 1.5, ratios
 
 
 @pytest.mark.parametrize(
