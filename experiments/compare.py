@@ -6,7 +6,6 @@ Each cell is a run in OUT/<testbed>/<mixer>, with the testbed's config and its m
 short goes on where it stood. A hybrid is written a+b+c. Writes OUT/compare.json and OUT/compare.md.
 """
 
-import dataclasses
 import io
 import json
 import math
@@ -90,7 +89,7 @@ def baseline_rows(config: Experiment) -> list[dict[str, Any]]:
     """The exact solvers on the same evaluation prompts, then the task's facts."""
     task = config.data
     totals: dict[str, Any] = {}
-    for batch in make_feed(dataclasses.replace(config)).eval_batches():
+    for batch in make_feed(config).eval_batches():
         for name, predictions in task.baselines(batch).items():
             mean = task.metrics(predictions, batch)['loss']
             totals[name] = totals[name] + mean if name in totals else mean
