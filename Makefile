@@ -13,10 +13,10 @@ demo: $(READY)
 	$(RUN) -m experiments.demo --out=demo
 
 test: $(READY)
-	$(RUN) -m pytest -n $(WORKERS) -m 'not slow'
+	$(RUN) -m pytest -n $(WORKERS) --dist=loadgroup -m 'not slow'
 
 test-all: $(READY)
-	$(RUN) -m pytest -n $(WORKERS)
+	$(RUN) -m pytest -n $(WORKERS) --dist=loadgroup
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -16,6 +16,11 @@ SIZES = ('tiny', 'small', 'paper')
 SIZE = flags.DEFINE_enum('size', 'small', SIZES, 'tiny: seconds; small: minutes on a laptop; paper: a GPU or a TPU.')
 SET = flags.DEFINE_multi_string('set', [], 'path=value, applied in order, as in model.mixer=rg_lru or data.path=DIR.')
 OUT = flags.DEFINE_string('out', None, 'Folder of the results.')
+CONFIG = flags.DEFINE_string('config', None, 'The experiment; `python -m experiments.run --list` names them.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: config, metrics, checkpoints. It resumes.')
+STEP = flags.DEFINE_integer('step', None, 'Of the checkpoint that is opened; default: the newest.')
+PROMPT = flags.DEFINE_multi_string('prompt', [], 'A text for the model; may be given several times.')
+TEXT = flags.DEFINE_string('text', None, 'A file of text for the model; .gz is unpacked.')
 PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes the job has.', lower_bound=1)
 
 

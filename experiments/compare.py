@@ -1,15 +1,19 @@
-"""Mixers against testbeds: one table, every mixer on the same evaluation prompts, the exact baselines as its last rows.
+"""Mixers against configs: one table each, every mixer on the same held-out rows, what is known exactly as its last rows.
 
-    python -m experiments.compare --testbeds=icl_linear --mixers=softmax,linear_attention,rg_lru --out=runs/compare
+    python -m experiments.compare --configs=icl_linear --mixers=softmax,linear_attention,rg_lru --out=runs/compare
+    python -m experiments.compare --configs=lm_books --set data.path=DIR/books --mixers=softmax,gla --seeds=3
 
-Each cell is a run in OUT/<testbed>/<mixer>, with the testbed's config and its mixer swapped: a comparison that was cut
-short goes on where it stood. A hybrid is written a+b+c. Writes OUT/compare.json and OUT/compare.md.
+Each cell is a run in OUT/<config>/<mixer> (further seeds in OUT/<config>/<mixer>_seed<n>), the config with its mixer
+swapped: a comparison that was cut short goes on where it stood. A hybrid is written a+b+c. With several seeds a score
+is `mean ± half the range`, and a line says how far seeds alone move it. Writes OUT/compare.json and OUT/compare.md.
 """
 
+import dataclasses
 import io
 import json
 import math
 import pathlib
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,85 +25,123 @@ from absl import flags
 from experiments import cli, configs
 from jattn.config import ConfigError, nearest
 from jattn.mixers import MIXERS
-from jattn.testbeds import TESTBEDS
+from jattn.testbeds.task import Task
 from jattn.training.experiment import Experiment
 from jattn.training.feed import make_feed
 from jattn.training.loop import train
 from jattn.training.writers import show
 
-_TESTBEDS = flags.DEFINE_list('testbeds', ['icl_linear'], 'Configs of testbeds, comma-separated.')
+_CONFIGS = flags.DEFINE_list('configs', ['icl_linear'], 'Configs, comma-separated.')
+flags.DEFINE_alias('testbeds', 'configs')
 _MIXERS = flags.DEFINE_list('mixers', list(MIXERS), 'Mixers, comma-separated; a hybrid is a+b+c.')
+_SEEDS = flags.DEFINE_integer('seeds', 1, "Runs of a cell; seeds count up from the config's.", lower_bound=1)
 for _name in ('size', 'set', 'out'):
     flags.declare_key_flag(_name)
 
+# The scores that a table shows, of those that the config's evaluation gives.
+SCORES = ('loss', 'bits_per_byte', 'bits_per_base', 'mse', 'mae', 'accuracy', 'sequence_accuracy')
+
 
 def main(argv: Sequence[str]) -> int:
-    """Runs every cell, prints a table a testbed."""
+    """Runs every cell, prints a table a config."""
     for mixer in _MIXERS.value:
         for name in mixer.split('+'):
             if name not in MIXERS:
                 raise ConfigError(f'--mixers: no mixer {name!r}; {nearest(name, MIXERS)}')
     cells = {
-        (testbed, mixer): cell_config(testbed, mixer, cli.SIZE.value, cli.SET.value)
-        for testbed in _TESTBEDS.value
+        (name, mixer): [cell_config(name, mixer, cli.SIZE.value, cli.SET.value, seed) for seed in range(_SEEDS.value)]
+        for name in _CONFIGS.value
         for mixer in _MIXERS.value
     }
     out = pathlib.Path(cli.OUT.value or 'runs/compare')
-    results = {}
-    for testbed in _TESTBEDS.value:
+    results, pages = {}, []
+    for name in _CONFIGS.value:
         rows = []
         for mixer in _MIXERS.value:
-            row = run_cell(cells[testbed, mixer], out / testbed / mixer, mixer)
+            row = run_cell(cells[name, mixer], out / name / mixer, mixer)
             rows.append(row)
-            print(f'{testbed} {mixer}: loss {show(row["loss"])}')
-        results[testbed] = rows + baseline_rows(cells[testbed, _MIXERS.value[0]])
-        rich.console.Console().print(make_table(testbed, results[testbed]))
+            print(f'{name} {mixer}: loss {_cell(row, "loss")}')
+        noise = noise_line(rows)
+        results[name] = rows + baseline_rows(cells[name, _MIXERS.value[0]][0])
+        rich.console.Console().print(make_table(name, results[name]))
+        print(noise)
+        pages.append(markdown(name, results[name]) + f'\n{noise}\n')
     (out / 'compare.json').write_text(json.dumps(results, indent=2) + '\n')
-    (out / 'compare.md').write_text('\n'.join(markdown(name, rows) for name, rows in results.items()))
+    (out / 'compare.md').write_text('\n'.join(pages))
     print(f'written: {out / "compare.json"}, {out / "compare.md"}')
     return 0
 
 
-def cell_config(testbed: str, mixer: str, size: str, assignments: Sequence[str]) -> Experiment:
-    """The testbed's experiment with another mixer."""
-    if testbed not in TESTBEDS or testbed not in configs.names():
-        known = [name for name in configs.names() if name in TESTBEDS]
-        raise ConfigError(f'--testbeds: no config of a testbed {testbed!r}; {nearest(testbed, known)}')
+def cell_config(name: str, mixer: str, size: str, assignments: Sequence[str], seed: int = 0) -> Experiment:
+    """The config's experiment with another mixer; `seed` is added to the config's."""
+    if name not in configs.names():
+        raise ConfigError(f'--configs: no config {name!r}; {nearest(name, configs.names())}')
     swap = f'model.mixer={mixer.replace("+", ",")}'
-    return configs.load(testbed, size, [swap, *assignments])
+    config = configs.load(name, size, [swap, *assignments])
+    training = dataclasses.replace(config.training, seed=config.training.seed + seed)
+    return dataclasses.replace(config, training=training)
 
 
-def run_cell(config: Experiment, workdir: pathlib.Path, name: str) -> dict[str, Any]:
-    """Trains one cell and returns its row."""
-    last = train(config, workdir, stream=io.StringIO())
-    feed, model = make_feed(config), config.make_model()
-    params = jax.eval_shape(lambda key: model.init(key, feed.example().inputs), jax.random.key(0))['params']
-    tokens = feed.example().inputs.shape[1]
+def run_cell(seeds: Sequence[Experiment], workdir: pathlib.Path, name: str) -> dict[str, Any]:
+    """Trains one cell, once a seed, and returns its row: means, half-ranges as `spread`, every seed's own scores."""
+    lasts = []
+    for seed, config in enumerate(seeds):
+        own = workdir if seed == 0 else workdir.with_name(f'{workdir.name}_seed{seed}')
+        lasts.append(train(config, own, stream=io.StringIO()))
+    scores = [score for score in SCORES if f'eval/{score}' in lasts[0]]
+    values = {score: [last[f'eval/{score}'] for last in lasts] for score in scores}
+    config = seeds[0]
+    example, model = make_feed(config).example(), config.make_model()
+    params = jax.eval_shape(lambda key: model.init(key, example.inputs), jax.random.key(0))['params']
+    tokens = example.inputs.shape[1]
+    per_second = [last['steps_per_second'] * config.training.batch * tokens for last in lasts]
     return {
         'name': name,
-        'loss': last['eval/loss'],
-        'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        **{score: statistics.mean(values[score]) for score in scores},
+        'tokens_per_second': statistics.mean(per_second),
         'state_bytes': sum(mixer.state_bytes(tokens, config.model.dtype) for mixer in config.model.mixers()),
+        'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
         'mflops': config.trunk.flops(tokens) / 1e6,
-        'steps_per_second': last['steps_per_second'],
+        'spread': {score: (max(values[score]) - min(values[score])) / 2 for score in scores if len(seeds) > 1},
+        'seeds': values,
     }
 
 
+def noise_line(rows: Sequence[dict[str, Any]]) -> str:
+    """How far the seed alone moves the first score, so that nobody reads more into the table."""
+    count = len(rows[0]['seeds']['loss'])
+    if count == 1:
+        return 'One seed a row: how far a seed alone moves a score is not known (--seeds=3).'
+    score = next((score for score in SCORES[1:] if score in rows[0]), 'loss')
+    spreads = [row['spread'][score] for row in rows]
+    return (
+        f'Between {count} seeds the {score} of a row moves by ±{show(statistics.mean(spreads))} on average, '
+        f'±{show(max(spreads))} at most (half the range): differences between rows below that are noise.'
+    )
+
+
 def baseline_rows(config: Experiment) -> list[dict[str, Any]]:
-    """The exact solvers on the same evaluation prompts, then the task's facts."""
-    task = config.data
+    """The exact solvers of a testbed on the same evaluation prompts, then the facts of the data."""
+    data = config.data
+    if not isinstance(data, Task):
+        return [{'name': f'fact: {name}', _score_of(name): value} for name, value in data.facts().items()]
     totals: dict[str, Any] = {}
     for batch in make_feed(config).eval_batches():
-        for name, predictions in task.baselines(batch).items():
-            mean = task.metrics(predictions, batch)['loss']
+        for name, predictions in data.baselines(batch).items():
+            mean = data.metrics(predictions, batch)['loss']
             totals[name] = totals[name] + mean if name in totals else mean
     rows = [{'name': f'exact: {name}', 'loss': float(mean.value())} for name, mean in totals.items()]
-    return rows + [{'name': f'fact: {name}', 'loss': value} for name, value in task.facts().items()]
+    return rows + [{'name': f'fact: {name}', 'loss': value} for name, value in data.facts().items()]
+
+
+def _score_of(fact: str) -> str:
+    """The column that a corpus's fact belongs to: the score that its name ends with."""
+    return next((score for score in SCORES if fact.endswith(score)), 'loss')
 
 
 def columns(rows: list[dict[str, Any]]) -> list[str]:
     """All columns, in the order of the first row."""
-    return list(dict.fromkeys(name for row in rows for name in row))
+    return [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ('spread', 'seeds')]
 
 
 def make_table(title: str, rows: list[dict[str, Any]]) -> rich.table.Table:
@@ -121,7 +163,10 @@ def markdown(title: str, rows: list[dict[str, Any]]) -> str:
 
 def _cell(row: dict[str, Any], name: str) -> str:
     value = row.get(name, '')
-    return value if isinstance(value, str) else show(value)
+    if isinstance(value, str):
+        return value
+    spread = row.get('spread', {}).get(name)
+    return show(value) + ('' if spread is None else f' ± {show(spread)}')
 
 
 if __name__ == '__main__':

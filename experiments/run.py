@@ -15,7 +15,7 @@ from absl import flags
 
 from experiments import cli, configs
 from jattn.config import ConfigError
-from jattn.data.text import TextConfig
+from jattn.data import CORPORA, TextConfig
 from jattn.mixers import MIXERS
 from jattn.models.generate import Sampling, generate_text
 from jattn.testbeds import TESTBEDS
@@ -26,12 +26,8 @@ from jattn.training.feed import make_feed
 from jattn.training.loop import TrainingFailed, make_partition, train
 from jattn.training.optimizer import OPTIMIZERS
 
-_CONFIG = flags.DEFINE_string('config', None, 'The experiment; --list names them.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: config, metrics, checkpoints. It resumes.')
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'generate'], 'What to do.')
-_LIST = flags.DEFINE_bool('list', False, 'Prints the configs, mixers, testbeds and optimizers, and ends.')
-_STEP = flags.DEFINE_integer('step', None, 'eval, generate: the checkpoint; default: the newest.')
-_PROMPT = flags.DEFINE_multi_string('prompt', ['def '], 'generate: the text to continue; may be given several times.')
+_LIST = flags.DEFINE_bool('list', False, 'Prints the configs, mixers, testbeds, corpora and optimizers, and ends.')
 _TOKENS = flags.DEFINE_integer('new_tokens', 200, 'generate: how many bytes to add.')
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.8, 'generate: 0 takes the likeliest byte.')
 _TOP_K = flags.DEFINE_integer('top_k', None, 'generate: draw from the k likeliest bytes.')
@@ -40,9 +36,8 @@ _SEED = flags.DEFINE_integer('sample_seed', 0, 'generate: the seed of the draws.
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Several processes on TPU, SLURM or MPI, found by JAX.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'Several processes elsewhere: HOST:PORT of the first.')
 _PROCESS = flags.DEFINE_integer('process', None, 'With --coordinator: which one this is, from 0.')
-flags.declare_key_flag('size')
-flags.declare_key_flag('set')
-flags.declare_key_flag('processes')
+for _name in ('config', 'workdir', 'size', 'set', 'step', 'prompt', 'processes'):
+    flags.declare_key_flag(_name)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,15 +46,15 @@ def main(argv: Sequence[str]) -> int:
         return _list()
     if cli.OUT.value is not None:
         raise ConfigError(f'--out={cli.OUT.value}: a run writes into its --workdir')
-    if _WORKDIR.value is None:
+    if cli.WORKDIR.value is None:
         raise ConfigError('--workdir is needed: the folder of the run')
     if _MODE.value == 'eval':
         return _eval()
     if _MODE.value == 'generate':
         return _generate()
-    if _CONFIG.value is None:
+    if cli.CONFIG.value is None:
         raise ConfigError(f'--config is needed to train; there are: {", ".join(configs.names())}')
-    return _train(configs.load(_CONFIG.value, cli.SIZE.value, cli.SET.value))
+    return _train(configs.load(cli.CONFIG.value, cli.SIZE.value, cli.SET.value))
 
 
 def _train(config: Experiment) -> int:
@@ -70,7 +65,7 @@ def _train(config: Experiment) -> int:
         for line in devices.report(config.training.mesh):
             print(line)
     try:
-        train(config, _WORKDIR.value)
+        train(config, cli.WORKDIR.value)
     except TrainingFailed as error:
         print(f'error: {error}')
         return 1
@@ -78,10 +73,10 @@ def _train(config: Experiment) -> int:
 
 
 def _eval() -> int:
-    config = checkpoint.read_config(_WORKDIR.value)
+    config = checkpoint.read_config(cli.WORKDIR.value)
     feed = make_feed(config)
     partition = make_partition(config, feed)
-    state = partition.replicated(checkpoint.restore(_WORKDIR.value, _STEP.value, partition.abstract))
+    state = partition.replicated(checkpoint.restore(cli.WORKDIR.value, cli.STEP.value, partition.abstract))
     metrics = evaluate(partition, state, feed.eval_batches())
     print(
         f'step {int(partition.first(state.step))}  ' + '  '.join(f'{name} {value}' for name, value in metrics.items())
@@ -90,13 +85,15 @@ def _eval() -> int:
 
 
 def _generate() -> int:
-    model, params, config = checkpoint.load(_WORKDIR.value, _STEP.value)
+    model, params, config = checkpoint.load(cli.WORKDIR.value, cli.STEP.value)
     if not isinstance(config.data, TextConfig):
-        raise ConfigError(f'--mode=generate needs a model of text, but {_WORKDIR.value} was trained on a testbed')
+        kind = type(config.data).__name__
+        raise ConfigError(f'--mode=generate needs a model of text, but {cli.WORKDIR.value} was trained on {kind}')
     sampling = Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value)
     key = jax.random.key(_SEED.value)
-    texts = generate_text(model, params, _PROMPT.value, _TOKENS.value, key=key, sampling=sampling)
-    for prompt, text in zip(_PROMPT.value, texts):
+    prompts = cli.PROMPT.value or ['def ']
+    texts = generate_text(model, params, prompts, _TOKENS.value, key=key, sampling=sampling)
+    for prompt, text in zip(prompts, texts):
         print(prompt + text)
     return 0
 
@@ -104,10 +101,11 @@ def _generate() -> int:
 def _list() -> int:
     print('configs (--config):')
     for name in configs.names():
-        print(f'  {name:<12} {configs.summary(name)}')
+        print(f'  {name:<20} {configs.summary(name)}')
     for title, table in (
         ('mixers (--set model.mixer=NAME[,NAME...])', MIXERS),
         ('testbeds (--set data=NAME)', TESTBEDS),
+        ('corpora (--set data=NAME)', CORPORA),
         ('optimizers (--set training.optimizer=NAME)', OPTIMIZERS),
     ):
         print(f'{title}:\n  ' + ', '.join(table))

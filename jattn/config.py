@@ -206,14 +206,23 @@ def _parse_any(text: str, options: list[Any], path: str, tables: Tables) -> Any:
             return _parse(text, option, path, tables)
         except ConfigError as error:
             errors.append(error)
+    known = [name for option in options for name in _table(option, tables) or ()]
+    if known:
+        raise ConfigError(f'{path}={text}: no such name; {nearest(text, known)}')
     raise errors[-1]
 
 
 def _parse_part(text: str, hint: type, path: str, tables: Tables) -> Any:
-    for base, table in tables.items():
-        if issubclass(hint, base):
-            if text not in table:
-                raise ConfigError(f'{path}={text}: no such name; {nearest(text, table)}')
-            return _draft(table[text])
+    table = _table(hint, tables)
+    if table is not None:
+        if text not in table:
+            raise ConfigError(f'{path}={text}: no such name; {nearest(text, table)}')
+        return _draft(table[text])
     names = ', '.join(f.name for f in dataclasses.fields(hint))
     raise ConfigError(f'{path}={text}: set one of its fields instead: {names}')
+
+
+def _table(hint: Any, tables: Tables) -> Mapping[str, Any] | None:
+    """The table of a part's base class; None where it has none."""
+    bases = [base for base in tables if isinstance(hint, type) and issubclass(hint, base)]
+    return tables[bases[0]] if bases else None

@@ -28,7 +28,7 @@ from flax import linen as nn
 from flax import struct
 
 from jattn.ops import segments as documents
-from jattn.typing import Array, Bool, Int32, Key, PyTree
+from jattn.typing import Array, Bool, Float, Int32, Key, PyTree
 
 
 @struct.dataclass
@@ -39,11 +39,13 @@ class Context:
         positions: [B, T] int32, the place of each token in its document. None: counted within each document, from 0 or
             from where the state's document stands. They never decrease within a document.
         segments: [B, T] int32 document ids, 0 = padding. None: one document (with a state: the state's own).
+        first_value: [B, T, H, V], the values of the first layer that shares them (RWKV-7); the trunk puts them here.
         train: static; whether dropout and the like are on.
     """
 
     positions: Int32[Array, 'B T'] | None = None
     segments: Int32[Array, 'B T'] | None = None
+    first_value: Float[Array, 'B T H V'] | None = None
     train: bool = struct.field(pytree_node=False, default=False)
 
 
@@ -144,12 +146,15 @@ class MixerConfig(abc.ABC):
             where a mixer can be both.
         document_align: packed documents must start at multiples of it (1: anywhere).
         sites: the taps that every call offers, and `pattern_sites` those of the reference path.
+        shares_first_value: whether the module has `first_value(x, context, state) -> [B, T, H, V]`, which a trunk calls
+            at the first such layer and hands to the later ones in `Context.first_value`.
     """
 
     causal: ClassVar[bool] = True
     document_align: ClassVar[int] = 1
     sites: ClassVar[tuple[str, ...]] = ()
     pattern_sites: ClassVar[tuple[str, ...]] = ()
+    shares_first_value: ClassVar[bool] = False
 
     width: int | None = None
 

@@ -7,6 +7,7 @@ import pytest
 from experiments import configs
 from jattn import config as config_lib
 from jattn.config import ConfigError
+from jattn.data import DnaConfig, TextConfig
 from jattn.mixers import MIXERS, SoftmaxConfig
 from jattn.testbeds import ICLLinear
 from jattn.training.experiment import Experiment
@@ -37,6 +38,12 @@ def test_a_testbed_may_replace_a_corpus():
     assert change('data=icl_linear', 'data.dim=3').data == ICLLinear(dim=3)
 
 
+def test_a_corpus_may_replace_another_and_names_of_files_are_tuples():
+    assert change('data=dna', 'data.task=classify').data == DnaConfig(task='classify')
+    assert change('data.validation=emma,drac*').data == TextConfig(validation=('emma', 'drac*'))
+    assert change('data.validation=none').data == TextConfig()
+
+
 @pytest.mark.parametrize(
     'assignment, path, value',
     [
@@ -64,6 +71,8 @@ def test_values_are_typed_by_the_annotation(assignment, path, value):
         ('model.feed_forward=wide', 'set one of its fields instead'),
         ('training.mesh.tensor=0', 'training.mesh: tensor=0 must be at least 1'),
         ('model.mixer=softmax,', 'no such name'),
+        ('data=serie', "no such name; did you mean 'series'.* passkey"),
+        ('data=passky', "no such name; did you mean 'passkey'.* series"),
     ],
 )
 def test_what_does_not_fit_is_named(assignment, message):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from jattn.config import ConfigError, nearest, override
 from jattn.contract import MixerConfig
-from jattn.data.text import TextConfig
+from jattn.data import CORPORA, Corpus
 from jattn.mixers import MIXERS
 from jattn.testbeds import TESTBEDS
 from jattn.testbeds.task import Task
@@ -14,7 +14,7 @@ from jattn.training.experiment import Experiment
 from jattn.training.optimizer import OPTIMIZERS, OptimizerConfig
 
 # The parts that --set can swap by name.
-TABLES = {MixerConfig: MIXERS, Task: TESTBEDS, TextConfig: {'text': TextConfig()}, OptimizerConfig: OPTIMIZERS}
+TABLES = {MixerConfig: MIXERS, Task: TESTBEDS, Corpus: CORPORA, OptimizerConfig: OPTIMIZERS}
 
 
 def names() -> list[str]:

@@ -11,11 +11,31 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import grain
 import numpy as np
 
 from jattn.testbeds.task import Batch
+
+
+class RowSource(Protocol):
+    """Rows by number: a pure function of the number, so that any order, process and restart sees the same.
+
+    Attributes:
+        tokens: T, of a row.
+    """
+
+    tokens: int
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    def __getitem__(self, row: int) -> Batch:
+        """One row: a batch without its leading axis."""
+
+    def fingerprint(self) -> str:
+        """What a position counts in: other data, or another cut of them, have another one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +102,12 @@ class PackedRows:
 class BatchIterator(Iterator[Batch]):
     """Endless shuffled batches of this process's rows; `position` is the number of batches taken, and can be set."""
 
-    def __init__(self, rows: PackedRows, batch: int, seed: int, process: int = 0, processes: int = 1) -> None:
+    def __init__(self, rows: RowSource, batch: int, seed: int, process: int = 0, processes: int = 1) -> None:
         if batch % processes:
             raise ValueError(f'training.batch={batch} must be a multiple of the number of processes={processes}')
         if len(rows) < batch:
             raise ValueError(
-                f'the training text gives {len(rows)} rows of {rows.tokens} tokens: too few for training.batch={batch}'
+                f'the training split gives {len(rows)} rows of {rows.tokens} tokens: too few for training.batch={batch}'
             )
         # No threads: a row is microseconds of work, and threads only contend for the interpreter.
         self._iterator = (

@@ -1,31 +1,29 @@
 """Text as bytes: any file or folder, or, with nothing to download, the sources of Python's standard library.
 
 The tokens are the 256 bytes. Train and validation documents are disjoint: a file goes to one side by a hash of its
-relative path; a single file is cut, its end is the validation text.
+relative path, or by its name where names are given (whole books held out); a single file is cut, its end is the
+validation text.
 """
 
 import dataclasses
-import gzip
+import fnmatch
 import hashlib
 import math
 import pathlib
 import sysconfig
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jattn.data.packing import BatchIterator, PackedRows
+from jattn.data.corpus import VALIDATION, Corpus, read_bytes
+from jattn.data.packing import PackedRows
 from jattn.nn.losses import Mean, cross_entropy
 from jattn.testbeds.task import Batch
 from jattn.typing import Array
 
-TRAIN, VALIDATION = 'train', 'validation'
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(Corpus):
     """A byte-level corpus.
 
     Attributes:
@@ -33,6 +31,10 @@ class TextConfig:
             running interpreter's standard library (about 30 MB).
         tokens: T, of a row.
         validation_fraction: of the files (of the bytes, for a single file).
+        validation: names of the files of the folder that are the validation text: a name without its endings, or a
+            pattern such as 'val*' for names or paths. None: drawn by `validation_fraction`.
+        train: the same for the training text, where `validation` is given; None: all other files. A file that both
+            name is validation text.
         z_loss: weight of (log Z)^2 in the training loss.
 
     >>> TextConfig().output_size
@@ -46,6 +48,8 @@ class TextConfig:
     path: str | None = None
     tokens: int = 256
     validation_fraction: float = 0.05
+    validation: tuple[str, ...] | None = None
+    train: tuple[str, ...] | None = None
     z_loss: float = 0.0
 
     def __post_init__(self) -> None:
@@ -53,6 +57,8 @@ class TextConfig:
             raise ValueError(f'tokens={self.tokens} must be at least 2')
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f'validation_fraction={self.validation_fraction} must be between 0 and 1')
+        if self.train is not None and self.validation is None:
+            raise ValueError(f'train={",".join(self.train)} needs validation: which files are held out')
 
     def rows(self, split: str, align: int = 1) -> PackedRows:
         """The packed rows of a split.
@@ -65,28 +71,6 @@ class TextConfig:
         if not documents:
             raise ValueError(f'data.path={self.path}: no text for the {split} split (empty files do not count)')
         return PackedRows.of(documents, self.tokens, align)
-
-    def train_batches(
-        self, batch: int, seed: int, align: int = 1, process: int = 0, processes: int = 1
-    ) -> BatchIterator:
-        """Endless shuffled training batches of one process."""
-        return BatchIterator(self.rows(TRAIN, align), batch, seed, process, processes)
-
-    def eval_batches(
-        self, batch: int, batches: int, align: int = 1, process: int = 0, processes: int = 1
-    ) -> list[Batch]:
-        """The same `batches` validation batches in every run, spread evenly over the text; this process's rows.
-
-        A validation text of fewer rows is used whole; rows that fill up the last batch are masked.
-        """
-        rows = self.rows(VALIDATION, align)
-        chosen = np.linspace(0, len(rows), min(batch * batches, len(rows)), endpoint=False).astype(int)
-        picked = [rows[i] for i in chosen]
-        blank = jax.tree.map(np.zeros_like, picked[0])
-        picked += [blank] * (-len(picked) % batch)
-        each = batch // processes
-        starts = range(process * each, len(picked), batch)
-        return [jax.tree.map(lambda *leaves: np.stack(leaves), *picked[at : at + each]) for at in starts]
 
     def loss(self, outputs: Array, batch: Batch) -> Mean:
         """Cross-entropy of the next byte within its document, in nats (plus the z-loss)."""
@@ -116,18 +100,44 @@ class TextConfig:
         if not root.exists():
             raise FileNotFoundError(f'data.path={self.path}: no such file or folder')
         if root.is_file():
-            text = _read(root)
+            if self.validation is not None:
+                raise ValueError(
+                    f'validation={",".join(self.validation)} names files of a folder, but data.path={root} is a file'
+                )
+            text = read_bytes(root)
             cut = round(len(text) * (1 - self.validation_fraction))
             return [text[:cut]] if cut else [], [text[cut:]] if text[cut:] else []
         pattern = '*.py' if self.path is None else '*'
         files = sorted(path for path in root.rglob(pattern) if path.is_file() and not _is_installed(path, root))
+        if self.validation is not None:
+            return self._named(files, root)
         sides: tuple[list[bytes], list[bytes]] = ([], [])
         for path in files:
-            if text := _read(path):
+            if text := read_bytes(path):
                 sides[self._is_validation(path.relative_to(root))].append(text)
         if len(files) > 1 and sides[0] and not sides[1]:
             sides[1].append(sides[0].pop())  # few files, none of them drawn
         return sides
+
+    def _named(self, files: list[pathlib.Path], root: pathlib.Path) -> tuple[list[bytes], list[bytes]]:
+        """(train, validation) documents, by the names that are given."""
+        held_out = self._select(files, root, 'validation', self.validation)
+        rest = files if self.train is None else self._select(files, root, 'train', self.train)
+        sides = ([path for path in rest if path not in held_out], held_out)
+        return tuple([text for path in side if (text := read_bytes(path))] for side in sides)
+
+    def _select(
+        self, files: list[pathlib.Path], root: pathlib.Path, field: str, names: tuple[str, ...]
+    ) -> list[pathlib.Path]:
+        """The files that one of the names means; a name that means none is an error."""
+        chosen = set()
+        for name in names:
+            found = {path for path in files if _is_called(path.relative_to(root), name)}
+            if not found:
+                place = 'None, the standard library: give the folder' if self.path is None else self.path
+                raise ValueError(f'data.{field}={name} matches no file of data.path={place}')
+            chosen |= found
+        return sorted(chosen)
 
     def _is_validation(self, path: pathlib.Path) -> bool:
         """By a hash of the path, so that a new file moves no other."""
@@ -135,9 +145,15 @@ class TextConfig:
         return int.from_bytes(digest[:4], 'big') < self.validation_fraction * 2**32
 
 
-def _read(path: pathlib.Path) -> bytes:
-    data = path.read_bytes()
-    return gzip.decompress(data) if path.suffix == '.gz' else data
+def _is_called(path: pathlib.PurePath, name: str) -> bool:
+    """Whether a name or pattern means a file: its name, whole or without its endings, or its path in the folder.
+
+    >>> path = pathlib.PurePath('novels/emma.txt.gz')
+    >>> [_is_called(path, name) for name in ('emma', 'emma.txt.gz', 'em*', 'novels/*', 'emm')]
+    [True, True, True, True, False]
+    """
+    forms = (path.name, path.name.partition('.')[0], path.as_posix())
+    return any(fnmatch.fnmatchcase(form, name) for form in forms)
 
 
 def _is_installed(path: pathlib.Path, root: pathlib.Path) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from jattn.contract import Context, Cursor, MixerConfig, locate
 from jattn.mixers.softmax import SoftmaxConfig
@@ -23,7 +24,7 @@ from jattn.nn.feed_forward import FeedForwardConfig
 from jattn.nn.linear import Linear
 from jattn.nn.norm import NORMS
 from jattn.taps import EDITS, PATTERNS, TAPS, tap
-from jattn.typing import Array, Float, PyTree
+from jattn.typing import Array, Bool, Float, PyTree
 
 REMAT = ('none', 'block')
 READ_IN = ('tokens', 'linear')
@@ -86,7 +87,9 @@ class DecoderConfig:
             raise ValueError(f'layers={self.layers} and width={self.width} must be positive')
         if self.tied and self.read_in == 'linear':
             raise ValueError("tied=True needs an embedding, but read_in='linear'")
-        self.mixers()  # each mixer checks its own sizes at this width
+        shared = {(m.heads, m.values) for m in self.mixers() if m.shares_first_value}  # each checks its own sizes
+        if len(shared) > 1:
+            raise ValueError(f'mixers that share their first values need equal heads and values, not {sorted(shared)}')
 
     def mixers(self) -> tuple[MixerConfig, ...]:
         """The mixer of every layer, widths filled in."""
@@ -149,6 +152,26 @@ class DecoderConfig:
         return dataclasses.replace(self, width=32, layers=layers, mixer=tuple(mixer.tiny() for mixer in self.mixer))
 
 
+@struct.dataclass
+class Stream:
+    """What passes from layer to layer.
+
+    Attributes:
+        x: the residual stream.
+        first_value: the values of the first layer that shares them; None: no layer does.
+        known: whether that layer has been passed.
+    """
+
+    x: Float[Array, 'B T D']
+    first_value: Float[Array, 'B T H V'] | None = None
+    known: Bool[Array, ''] | None = None
+
+    def with_value(self, own: Float[Array, 'B T H V']) -> 'Stream':
+        """The stream after a layer that shares its values: the first one's stay."""
+        own = own.astype(self.first_value.dtype)
+        return self.replace(first_value=jnp.where(self.known, self.first_value, own), known=jnp.ones((), bool))
+
+
 class Block(nn.Module):
     """One layer: x + mixer(norm(x)), then x + feed_forward(norm(x))."""
 
@@ -156,15 +179,19 @@ class Block(nn.Module):
     mixer: MixerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'B T D'], context: Context, state: PyTree) -> tuple[Array, PyTree]:
+    def __call__(self, stream: Stream, context: Context, state: PyTree) -> tuple[Stream, PyTree]:
         norm = NORMS[self.cfg.norm]
-        x = tap(self, 'resid_pre', x)
-        y, state = self.mixer.make(name='mixer')(norm(name='mixer_norm')(x), context, state)
+        x = tap(self, 'resid_pre', stream.x)
+        mixer, normed = self.mixer.make(name='mixer'), norm(name='mixer_norm')(x)
+        if self.mixer.shares_first_value:
+            stream = stream.with_value(mixer.first_value(normed, context, state))
+            context = context.replace(first_value=stream.first_value)
+        y, state = mixer(normed, context, state)
         x = tap(self, 'resid_mid', x + tap(self, 'attn_out', y))
         if self.cfg.feed_forward is not None:
             y = self.cfg.feed_forward.make(name='feed_forward')(norm(name='feed_forward_norm')(x))
             x = x + tap(self, 'mlp_out', y)
-        return tap(self, 'resid_post', x), state
+        return stream.replace(x=tap(self, 'resid_post', x)), state
 
 
 class Group(nn.Module):
@@ -176,15 +203,15 @@ class Group(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x: Array, context: Context, states: PyTree) -> tuple[Array, PyTree]:
+    def __call__(self, stream: Stream, context: Context, states: PyTree) -> tuple[Stream, PyTree]:
         # Inside a loop the recomputation cannot be merged with the forward pass; a single repeat is no loop.
         block = nn.remat(Block, prevent_cse=self.repeats == 1) if self.remat else Block
         after = []
         for slot, mixer in enumerate(self.mixers):
             state = None if states is None else states[slot]
-            x, state = block(self.cfg, mixer, name=f'block_{slot}')(x, context, state)
+            stream, state = block(self.cfg, mixer, name=f'block_{slot}')(stream, context, state)
             after.append(state)
-        return x, None if states is None else tuple(after)
+        return stream, None if states is None else tuple(after)
 
 
 class Decoder(nn.Module):
@@ -205,7 +232,7 @@ class Decoder(nn.Module):
             x = x + self._positions(rows.positions, inputs.shape[1]).astype(x.dtype)
             if state is not None:
                 after['cursor'] = rows.cursor
-        x = tap(self, 'embed', x)
+        stream = self._stream(tap(self, 'embed', x))
         for name, (mixers, repeats) in cfg.groups().items():
             group = nn.scan(
                 Group,
@@ -215,11 +242,19 @@ class Decoder(nn.Module):
                 length=repeats,
                 metadata_params={nn.PARTITION_NAME: 'layers'},
             )(cfg, mixers, repeats, remat=cfg.remat == 'block' and state is None, name=name)
-            x, states = group(x, context, None if state is None else state[name])
+            stream, states = group(stream, context, None if state is None else state[name])
             if state is not None:
                 after[name] = states
-        x = NORMS[cfg.norm](name='final_norm')(x)
+        x = NORMS[cfg.norm](name='final_norm')(stream.x)
         return tap(self, 'logits', self._read_out(x, embedding)), after
+
+    def _stream(self, x: Float[Array, 'B T D']) -> Stream:
+        """What goes into the first layer."""
+        sharing = [mixer for mixer in self.cfg.mixers() if mixer.shares_first_value]
+        if not sharing:
+            return Stream(x)
+        shape = (*x.shape[:2], sharing[0].heads, sharing[0].values)
+        return Stream(x, jnp.zeros(shape, x.dtype), jnp.zeros((), bool))
 
     def _embedding(self) -> Float[Array, 'E D']:
         init = nn.with_logical_partitioning(nn.initializers.normal(1.0 / self.cfg.width**0.5), ('vocab', 'embed'))

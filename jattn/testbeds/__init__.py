@@ -1,10 +1,14 @@
 """Synthetic tasks with exact answers. `TESTBEDS` is the one table: a new task is one more line here."""
 
+from jattn.testbeds.associative_recall import AssociativeRecall
 from jattn.testbeds.icl_linear import ICLLinear
 from jattn.testbeds.icl_linear_multitask import ICLLinearMultitask
+from jattn.testbeds.passkey import Passkey
 from jattn.testbeds.task import Batch, Task
 
 TESTBEDS: dict[str, Task] = {
+    'associative_recall': AssociativeRecall(),
     'icl_linear': ICLLinear(),
     'icl_linear_multitask': ICLLinearMultitask(),
+    'passkey': Passkey(),
 }

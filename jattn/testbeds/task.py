@@ -69,7 +69,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def baselines(self, batch: Batch) -> dict[str, Array]:
-        """Predictions of the exact solvers, name -> array of the targets' shape."""
+        """What the exact solvers say, name -> array [B, T, output_size], as a model's outputs: values, or logits."""
 
     @abc.abstractmethod
     def facts(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ from typing import Self
 
 from flax import linen as nn
 
-from jattn.data.text import TextConfig
+from jattn.data import Corpus, TextConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds.task import Task
 from jattn.training.optimizer import MuonConfig, OptimizerConfig
@@ -95,7 +95,7 @@ class Experiment:
     """
 
     model: DecoderConfig = DecoderConfig()
-    data: TextConfig | Task = TextConfig()
+    data: Corpus | Task = TextConfig()
     training: TrainingConfig = TrainingConfig()
 
     @property

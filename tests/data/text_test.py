@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from jattn.data.corpus import TRAIN, VALIDATION
 from jattn.data.packing import BatchIterator, PackedRows
-from jattn.data.text import TRAIN, VALIDATION, TextConfig
+from jattn.data.text import TextConfig
 
 DOCUMENTS = [b'first document', b'2nd', b'', b'the third one is longer than a row', b'x']
 
@@ -138,3 +139,47 @@ def test_the_default_text_is_the_standard_library():
     rows = TextConfig().rows(VALIDATION)
     assert len(rows) > 1000
     assert b'import' in bytes(rows.stream)
+
+
+@pytest.fixture
+def books(tmp_path):
+    for name in ('emma', 'dracula', 'ulysses', 'valid_1', 'valid_2'):
+        (tmp_path / f'{name}.txt.gz').write_bytes(gzip.compress(f'<{name}>'.encode() * 10))
+    (tmp_path / 'README.md').write_text('<readme>')
+    return tmp_path
+
+
+NAMED = {
+    'stem': (dict(validation=('emma',)), {'<emma>'}, {'<dracula>', '<ulysses>', '<valid_1>', '<valid_2>', '<readme>'}),
+    'whole_name': (dict(validation=('emma.txt.gz',), train=('ulysses',)), {'<emma>'}, {'<ulysses>'}),
+    'pattern': (dict(validation=('val*', 'emma'), train=('*.txt.gz',)), {'<emma>', '<valid_1>', '<valid_2>'}, None),
+}
+
+
+@pytest.mark.parametrize('name', NAMED)
+def test_named_files_are_held_out_whole(books, name):
+    fields, held_out, train = NAMED[name]
+    config = TextConfig(path=str(books), tokens=8, **fields)
+    found = {split: bytes(config.rows(split).stream).decode() for split in (TRAIN, VALIDATION)}
+    titles = {split: {f'{title}>' for title in text.split('>') if title} for split, text in found.items()}
+    assert titles[VALIDATION] == held_out
+    assert titles[TRAIN] == ({'<dracula>', '<ulysses>'} if train is None else train)
+    assert all(found[VALIDATION].count(title) == 10 for title in held_out)
+
+
+def test_a_name_that_no_file_has_is_an_error_that_says_it(books):
+    with pytest.raises(ValueError, match='data.validation=ema matches no file of data.path=/'):
+        TextConfig(path=str(books), validation=('emma', 'ema')).rows(TRAIN)
+    with pytest.raises(ValueError, match='data.train=ema matches no file'):
+        TextConfig(path=str(books), validation=('emma',), train=('ema',)).rows(VALIDATION)
+    with pytest.raises(ValueError, match='matches no file of data.path=None, the standard library: give the folder'):
+        TextConfig(validation=('emma',)).rows(TRAIN)
+    with pytest.raises(ValueError, match='validation=emma names files of a folder, but data.path=.* is a file'):
+        TextConfig(path=str(books / 'README.md'), validation=('emma',)).rows(TRAIN)
+    with pytest.raises(ValueError, match='train=emma needs validation'):
+        TextConfig(train=('emma',))
+
+
+def test_nothing_is_left_to_train_on_when_all_is_held_out(books):
+    with pytest.raises(ValueError, match='no text for the train split'):
+        TextConfig(path=str(books), validation=('*',)).rows(TRAIN)

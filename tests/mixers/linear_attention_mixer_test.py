@@ -14,10 +14,10 @@ def test_it_is_attention_with_positive_features_in_place_of_the_exponential():
     x = jax.random.normal(jax.random.key(0), (2, 21, 32))
     params = nn.unbox(cfg.make().init(jax.random.key(1), x))['params']
     y, _ = cfg.make().apply({'params': params}, x)
-    q, k, v = (jnp.einsum('btd,dhk->bthk', x, params[f'{name}_proj']['kernel']) for name in 'qkv')
+    q, k, v = (jnp.einsum('btd,dhk->bthk', x, params['read'][f'{name}_proj']['kernel']) for name in 'qkv')
     weights = jnp.einsum('bthk,bshk->bhts', jax.nn.elu(q) + 1, jax.nn.elu(k) + 1)
     weights = jnp.tril(weights)
-    weights = weights / (weights.sum(axis=-1, keepdims=True) + cfg.epsilon)
+    weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-6)
     z = jnp.einsum('bhts,bshv->bthv', weights, v)
     np.testing.assert_allclose(y, jnp.einsum('bthv,hvd->btd', z, params['o_proj']['kernel']), atol=1e-5)
 

@@ -10,11 +10,11 @@ import pytest
 from flax import linen as nn
 
 from jattn.contract import Context
+from jattn.flops import count_flops
 from jattn.mixers import MIXERS, SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
-from tests.contracts.flop_counter import count_flops
 
-HYBRID = tuple(mixer.tiny() for mixer in MIXERS.values())
+HYBRID = tuple(MIXERS[name].tiny() for name in ('softmax', 'rwkv7', 'rg_lru'))
 
 
 def make(**changes):
@@ -154,3 +154,16 @@ def test_every_layer_state_is_counted_from_the_config_alone():
     state = jax.eval_shape(lambda: cfg.init_state(1, 10))
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert total == sum(mixer.state_bytes(10, jnp.float32) for mixer in cfg.mixers())
+
+
+def test_later_layers_mix_in_the_values_of_the_first_layer_that_shares_them():
+    cfg = make(mixer=(SoftmaxConfig(), MIXERS['rwkv7'].tiny()), scan=False, max_positions=None)
+    params, tokens = params_of(cfg), example(cfg)
+
+    @jax.jit
+    def gradient(params):
+        return jax.grad(lambda params: jnp.sum(cfg.make().apply({'params': params}, tokens)[0] ** 2))(params)
+
+    blocks = gradient(params)['body']
+    shares = [blocks[f'block_{n}']['mixer']['read']['v_up_proj']['kernel'] for n in (1, 3)]
+    assert [bool(np.any(share != 0)) for share in shares] == [False, True]  # the first one's are mixed with themselves

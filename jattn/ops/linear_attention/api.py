@@ -130,7 +130,7 @@ def run(
         return reference.recurrence(*arrays, scale=scale)
     form = KERNELS.get(implementation, xla)
     size = form.chunk_size(chunk, q.shape[1], per_channel)
-    inputs = fold(q, k, v, log_decay, segments, size)
+    inputs = fold((q, k, v), log_decay, segments, size)
     if form is xla:
         y, state = xla.scan(*inputs, state, scale=scale, chunk=size)
     else:

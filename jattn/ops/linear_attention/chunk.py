@@ -15,6 +15,7 @@ kernels lack. The body holds rank-2 products, no slices and no loops: what Trito
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -62,61 +63,88 @@ def step(
     multiply = arithmetic.multiply
     q, k, v = (x.astype(state.dtype) for x in (q, k, v))
     into, out_of, across = decays(log_decay, arithmetic)
-    y = multiply('ck,vk->cv', q * into, state) + multiply('cs,sv->cv', scores(q, k, log_decay, arithmetic), v)
+    (products,) = scores([(q, k)], log_decay, arithmetic)
+    y = multiply('ck,vk->cv', q * into, state) + multiply('cs,sv->cv', products, v)
     return across * state + multiply('cv,ck->vk', v, k * out_of), scale * y
 
 
-def decays(log_decay: Float[Array, 'C N'] | None, arithmetic: Arithmetic) -> tuple[Array | float, ...]:
-    """From the chunk's start into every token [C, N], out of every token to its end [C, N], and all across [1, N]."""
+def decays(
+    log_decay: Float[Array, 'C N'] | None, arithmetic: Arithmetic, *, strict: bool = False
+) -> tuple[Array | float, ...]:
+    """From the chunk's start into every token [C, N], out of every token to its end [C, N], and all across [1, N].
+
+    strict: into a token without its own decay, for what reads the state before that token.
+    """
     if log_decay is None:
         return 1.0, 1.0, 1.0
-    rows, columns = _places(log_decay.shape[0])
-    into, out_of = (arithmetic.add_up(mask, log_decay) for mask in (columns <= rows, columns > rows))
+    rows, columns = places(log_decay.shape[0])
+    seen = columns < rows if strict else columns <= rows
+    into, out_of = (arithmetic.add_up(mask, log_decay) for mask in (seen, columns > rows))
     return jnp.exp(into), jnp.exp(out_of), jnp.exp(jnp.sum(log_decay, axis=0, keepdims=True))
 
 
-def scores(q: Array, k: Array, log_decay: Array | None, arithmetic: Arithmetic) -> Float[Array, 'C C']:
-    """The products q_c·k_s for s ≤ c, every channel times the decay after s up to c; 0 above the diagonal."""
+def scores(
+    pairs: Sequence[tuple[Array, Array]], log_decay: Array | None, arithmetic: Arithmetic, *, strict: bool = False
+) -> list[Float[Array, 'C C']]:
+    """For every (q, k): the products q_c·k_s for s ≤ c, every channel times the decay after s up to c; 0 for s > c.
+
+    strict: for s < c, times the decay after s and before c.
+    """
     if log_decay is not None and log_decay.shape[1] > 1:
-        return _channel_scores(q, k, log_decay, arithmetic)
-    rows, columns = _places(q.shape[0])
-    products = arithmetic.multiply('ck,sk->cs', q, k)
+        return _channel_scores(pairs, log_decay, arithmetic, strict)
+    rows, columns = places(pairs[0][0].shape[0])
+    seen = columns < rows if strict else columns <= rows
+    products = [arithmetic.multiply('ck,sk->cs', q, k) for q, k in pairs]
     if log_decay is not None:
-        products *= jnp.exp(arithmetic.add_up(columns <= rows, jnp.where(rows > columns, log_decay, 0)))
-    return jnp.where(columns <= rows, products, 0)
+        between = jnp.exp(arithmetic.add_up(seen, jnp.where(rows > columns, log_decay, 0)))
+        products = [product * between for product in products]
+    return [jnp.where(seen, product, 0) for product in products]
 
 
-def _channel_scores(q: Array, k: Array, log_decay: Array, arithmetic: Arithmetic) -> Float[Array, 'C C']:
+def _channel_scores(
+    pairs: Sequence[tuple[Array, Array]], log_decay: Array, arithmetic: Arithmetic, strict: bool
+) -> list[Float[Array, 'C C']]:
     """A decay per channel cannot leave the product: it is split between q and k, at a border between the two tokens.
 
     Cut the chunk into blocks of 2^level tokens. Two tokens s < c stand in neighbouring blocks of one pair of blocks at
     exactly one level (that of the highest bit in which s and c differ). There c brings the decay from its block's
     start to itself, s the decay after itself to its block's end: the product of the two is the decay between them.
     """
-    rows, columns = _places(q.shape[0])
-    total = jnp.where(rows == columns, jnp.sum(q * k, axis=1, keepdims=True), 0)
-    for level in range((q.shape[0] - 1).bit_length()):
+    chunk = log_decay.shape[0]
+    rows, columns = places(chunk)
+    totals = [jnp.zeros((chunk, chunk), log_decay.dtype) if strict else on_diagonal(q, k) for q, k in pairs]
+    for level in range((chunk - 1).bit_length()):
         row_block, column_block = rows >> level, columns >> level
         is_later = row_block % 2 == 1
         reach = (row_block == column_block) & (is_later ^ (columns > rows))
-        decay = jnp.exp(arithmetic.add_up(reach, log_decay))
-        pairs = is_later & (row_block - 1 == column_block)
-        total += jnp.where(pairs, arithmetic.multiply('ck,sk->cs', q * decay, k * decay), 0)
-    return total
+        if strict:
+            reach &= rows != columns
+        # Between neighbours, at level 0, a strict sum has no terms.
+        decay = 1.0 if strict and level == 0 else jnp.exp(arithmetic.add_up(reach, log_decay))
+        here = is_later & (row_block - 1 == column_block)
+        for i, (q, k) in enumerate(pairs):
+            totals[i] += jnp.where(here, arithmetic.multiply('ck,sk->cs', q * decay, k * decay), 0)
+    return totals
+
+
+def on_diagonal(q: Float[Array, 'C K'], k: Float[Array, 'C K']) -> Float[Array, 'C C']:
+    """The products q_c·k_c of every token with itself."""
+    rows, columns = places(q.shape[0])
+    return jnp.where(rows == columns, jnp.sum(q * k, axis=1, keepdims=True), 0)
 
 
 def row_of(column: Array) -> Array:
     """[C, 1] to [1, C] by masking and adding, which every backend can do."""
-    rows, columns = _places(column.shape[0])
+    rows, columns = places(column.shape[0])
     return jnp.sum(jnp.where(rows == columns, column, 0), axis=0, keepdims=True)
 
 
 def column_of(row: Array) -> Array:
     """[1, C] to [C, 1], likewise."""
-    rows, columns = _places(row.shape[1])
+    rows, columns = places(row.shape[1])
     return jnp.sum(jnp.where(rows == columns, row, 0), axis=1, keepdims=True)
 
 
-def _places(chunk: int) -> tuple[jax.Array, jax.Array]:
+def places(chunk: int) -> tuple[jax.Array, jax.Array]:
     """The row and the column of every entry of a [C, C] matrix."""
     return tuple(lax.broadcasted_iota(jnp.int32, (chunk, chunk), axis) for axis in (0, 1))

@@ -5,9 +5,11 @@ when its gradient is due.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jattn.ops.linear_attention import chunk as chunks
@@ -36,15 +38,27 @@ def scan(
     precision = lax.Precision.DEFAULT if q.dtype.itemsize == 2 else lax.Precision.HIGHEST
     arithmetic = chunks.Arithmetic(precision, exact=lax.Precision.HIGHEST)
     step = functools.partial(chunks.step, scale=scale, arithmetic=arithmetic)
+    return over_chunks(step, (q, k, v, log_decay), state, chunk=chunk, dtype=v.dtype)
+
+
+def over_chunks(
+    step: Callable[..., tuple[Array, Array]],
+    inputs: Sequence[Float[Array, 'B T H F'] | None],
+    state: Float[Array, 'B H K V'],
+    *,
+    chunk: int,
+    dtype: np.dtype,
+) -> tuple[Float[Array, 'B T H V'], Float[Array, 'B H K V']]:
+    """Outputs in `dtype` and the last state of a chunk's step (state [V, K], *inputs [C, F]) -> (state, y [C, V])."""
     over_rows_and_heads = jax.vmap(jax.vmap(step))
 
     @jax.checkpoint
     def one_chunk(state: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
         state, y = over_rows_and_heads(state, *inputs)
-        return state, y.astype(v.dtype)
+        return state, y.astype(dtype)
 
-    inputs = [None if x is None else _split(x, chunk) for x in (q, k, v, log_decay)]
-    state, y = lax.scan(one_chunk, jnp.swapaxes(state, 2, 3), tuple(inputs))
+    inputs = jax.tree.map(lambda x: _split(x, chunk), tuple(inputs))
+    state, y = lax.scan(one_chunk, jnp.swapaxes(state, 2, 3), inputs)
     return _join(y), jnp.swapaxes(state, 2, 3)
 
 

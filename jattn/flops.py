@@ -1,17 +1,24 @@
-"""Counts the operations of matrix products and convolutions in a function's jaxpr, loops times their length."""
+"""Counts the operations of matrix products and convolutions in a traced program, loops times their length."""
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
-def count_flops(function, *args):
-    """2 * multiply-adds of every dot_general and convolution that `function(*args)` runs (the dearest of a cond)."""
+def count_flops(function: Callable, *args: Any) -> int:
+    """2 * multiply-adds of every dot_general and convolution that `function(*args)` runs (the dearest of a cond).
+
+    >>> x = jax.ShapeDtypeStruct((4, 4), 'float32')
+    >>> count_flops(lambda x: x @ x, x)
+    128
+    """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _count(jaxpr):
+def _count(jaxpr: Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -33,7 +40,7 @@ def _count(jaxpr):
     return total
 
 
-def _inner(params):
+def _inner(params: dict[str, Any]) -> Iterator[Jaxpr]:
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, ClosedJaxpr):

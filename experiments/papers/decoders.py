@@ -1,0 +1,148 @@
+"""Trains small decoders on a testbed or a corpus, and scores them: what the papers about mixers compare.
+
+    Setting = which decoder, on which data, for how many steps        train(setting, seed's key) -> parameters
+                                                                      score(setting, parameters, ...) -> metrics
+
+Decoders of equal settings share one compiled step, so further seeds cost no compilation. All settings with the same
+key see the same batches: a testbed's rows are drawn from the step's key inside the compiled loop (`fit.py`), and a
+corpus' windows are picked by it from an array that holds them all.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from experiments.papers.fit import fit
+from jattn.data import SeriesConfig
+from jattn.models.decoder import DecoderConfig
+from jattn.testbeds import Batch, Task
+from jattn.training.optimizer import AdamWConfig
+from jattn.typing import Array, Key, PyTree
+
+Data = Task | SeriesConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One decoder's training.
+
+    Attributes:
+        model: the decoder; the sizes of its ends are the data's.
+        data: a testbed, or forecasting windows.
+        steps: optimizer steps.
+        batch: rows of a step.
+        optimizer: AdamW, with its schedule.
+        steps_per_call: of a compiled call; divides `steps`.
+    """
+
+    model: DecoderConfig
+    data: Data
+    steps: int
+    batch: int
+    optimizer: AdamWConfig = AdamWConfig(peak_lr=3e-3, warmup_steps=50)
+    steps_per_call: int = 50
+
+    @property
+    def module(self) -> nn.Module:
+        """The linen module."""
+        read_in = 'tokens' if self.data.kind == 'discrete' else 'linear'
+        return self.model.for_data(read_in, self.data.input_size, self.data.output_size).make()
+
+    def draw(self, key: Key, batch: int) -> Batch:
+        """Rows to train on."""
+        if isinstance(self.data, Task):
+            return self.data.sample(key, batch)
+        rows = _windows(self.data, 'train')
+        picked = jax.random.randint(key, (batch,), 0, len(rows.targets))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[picked], rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loss:
+    """The loss of one step; equal settings are equal, so that seeds share the compiled step."""
+
+    setting: Setting
+
+    def __call__(self, params: PyTree, key: Key) -> Array:
+        batch = self.setting.draw(key, self.setting.batch)
+        outputs, _ = self.setting.module.apply({'params': params}, batch.inputs)
+        return self.setting.data.loss(outputs, batch).value()
+
+
+def train(setting: Setting, key: Key) -> tuple[PyTree, dict[str, PyTree]]:
+    """The fitted parameters and the losses along the way (`fit`); parameters and batches from two halves of the key.
+
+    Raises:
+        FloatingPointError: the loss is not finite; says after which step.
+    """
+    init_key, data_key = jax.random.split(key)
+    params, optimizer = _start(setting, init_key), _optimizer(setting)
+    return fit(params, _Loss(setting), optimizer, setting.steps, data_key, setting.steps_per_call)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(setting: Setting, key: Key) -> PyTree:
+    """Initial parameters without the boxes of their logical names."""
+    return nn.unbox(setting.module.init(key, setting.draw(key, 1).inputs))['params']
+
+
+@functools.cache
+def _optimizer(setting: Setting) -> optax.GradientTransformation:
+    """The optimizer, which asks the parameters' logical names who decays; one object a setting."""
+    example = jax.eval_shape(lambda key: setting.draw(key, 1).inputs, jax.random.key(0))
+    boxed = jax.eval_shape(setting.module.init, jax.random.key(0), example)['params']
+    return setting.optimizer.make(setting.steps, nn.get_partition_spec(boxed))
+
+
+def score(setting: Setting, params: PyTree, draw: Callable[[Key], Batch], batches: int, key: Key) -> dict[str, float]:
+    """The data's metrics, over so many batches of `draw` (equal keys: the same rows for every setting).
+
+    Args:
+        setting: whose model.
+        params: fitted ones.
+        draw: key -> rows.
+        batches: how many draws.
+        key: of the rows.
+    """
+
+    @jax.jit
+    def measure(params: PyTree, key: Key) -> PyTree:
+        batch = draw(key)
+        outputs, _ = setting.module.apply({'params': params}, batch.inputs)
+        return setting.data.metrics(outputs, batch)
+
+    return _mean([measure(params, one) for one in jax.random.split(key, batches)])
+
+
+def score_windows(setting: Setting, params: PyTree, rows: int = 512) -> dict[str, float]:
+    """The metrics over every window of the test split."""
+    windows = _windows(setting.data, setting.data.split)
+    count = len(windows.targets)
+    padded = jax.tree.map(lambda leaf: np.pad(leaf, ((0, -count % rows), *[(0, 0)] * (leaf.ndim - 1))), windows)
+
+    @jax.jit
+    def measure(params: PyTree, batch: Batch) -> PyTree:
+        outputs, _ = setting.module.apply({'params': params}, batch.inputs)
+        return setting.data.metrics(outputs, batch)
+
+    pieces = [jax.tree.map(lambda leaf: leaf[at : at + rows], padded) for at in range(0, count, rows)]
+    return _mean([measure(params, piece) for piece in pieces])
+
+
+def _mean(found: list[PyTree]) -> dict[str, float]:
+    """Sums over sums of counts."""
+    total = jax.tree.map(lambda *parts: np.sum(np.asarray(parts, np.float64), axis=0), *found)
+    return {name: float(mean.total / max(mean.count, 1)) for name, mean in total.items()}
+
+
+@functools.cache
+def _windows(data: SeriesConfig, split: str) -> Batch:
+    """All windows of a split, stacked."""
+    rows = data.rows(split)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *(rows[n] for n in range(len(rows))))
