@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+import rich.console
+import rich.table
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -57,6 +59,12 @@ def parse(argv: list[str]) -> list[str]:
         sys.exit(_fail(f'unknown flag --{error.flagname}; {nearest(error.flagname, own)}'))
     except flags.Error as error:
         sys.exit(_fail(' '.join(str(error).split())))
+
+
+def show_table(table: rich.table.Table) -> None:
+    """Prints a table; in a file or a pipe as wide as it needs to be."""
+    console = rich.console.Console()
+    (console if console.is_terminal else rich.console.Console(width=240)).print(table)
 
 
 def _fail(message: str) -> int:

@@ -1,4 +1,4 @@
-"""Mixers against configs: one table each, every mixer on the same held-out rows, what is known exactly as its last rows.
+"""Mixers against configs: a table each, every mixer on the same held-out rows, and what is known exactly below them.
 
     python -m experiments.compare --configs=icl_linear --mixers=softmax,linear_attention,rg_lru --out=runs/compare
     python -m experiments.compare --configs=lm_books --set data.path=DIR/books --mixers=softmax,gla --seeds=3
@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import rich.console
 import rich.table
 from absl import flags
 
@@ -63,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
             print(f'{name} {mixer}: loss {_cell(row, "loss")}')
         noise = noise_line(rows)
         results[name] = rows + baseline_rows(cells[name, _MIXERS.value[0]][0])
-        rich.console.Console().print(make_table(name, results[name]))
+        cli.show_table(make_table(name, results[name]))
         print(noise)
         pages.append(markdown(name, results[name]) + f'\n{noise}\n')
     (out / 'compare.json').write_text(json.dumps(results, indent=2) + '\n')

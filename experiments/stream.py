@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import rich.console
 import rich.table
 from absl import flags
 from flax import linen as nn
@@ -199,7 +198,7 @@ def _needles(opened: Opened) -> list[dict[str, Any]]:
             '-' if growth is None else _megabytes(growth),
             '-' if speed is None else show(speed),
         )
-    rich.console.Console().print(table)
+    cli.show_table(table)
     print(f'memory: resident, at most; growth: after the first {WARM_UP} tokens')
     return results
 

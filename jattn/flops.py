@@ -1,5 +1,6 @@
 """Counts the operations of matrix products and convolutions in a traced program, loops times their length."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,14 @@ def count_flops(function: Callable, *args: Any) -> int:
     128
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+@functools.lru_cache(maxsize=256)
+def traced_flops(cfg: Any, tokens: int) -> int:
+    """`MixerConfig.flops` of a mixer whose inner networks are any function: counted in its traced forward pass."""
+    mixer, x = cfg.make(), jax.ShapeDtypeStruct((1, tokens, cfg.require_width()), 'float32')
+    variables = jax.eval_shape(mixer.init, jax.random.key(0), x)
+    return count_flops(lambda variables, x: mixer.apply(variables, x)[0], variables, x)
 
 
 def _count(jaxpr: Jaxpr) -> int:

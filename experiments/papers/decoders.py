@@ -10,7 +10,7 @@ corpus' windows are picked by it from an array that holds them all.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -131,8 +131,44 @@ def score_windows(setting: Setting, params: PyTree, rows: int = 512) -> dict[str
         outputs, _ = setting.module.apply({'params': params}, batch.inputs)
         return setting.data.metrics(outputs, batch)
 
-    pieces = [jax.tree.map(lambda leaf: leaf[at : at + rows], padded) for at in range(0, count, rows)]
-    return _mean([measure(params, piece) for piece in pieces])
+    def piece(at: int) -> Batch:
+        return jax.tree.map(lambda leaf: leaf[at : at + rows], padded)
+
+    return _mean([measure(params, piece(at)) for at in range(0, count, rows)])
+
+
+def compare(
+    settings: Mapping[str, Setting],
+    seeds: int,
+    measure: Callable[[Setting, PyTree], PyTree],
+    say: Callable[[str], None],
+    key: Key,
+) -> dict[str, list[PyTree]]:
+    """Trains every setting with every seed and measures it; seed n of all settings sees the same batches.
+
+    Args:
+        settings: by name.
+        seeds: how many.
+        measure: (setting, fitted parameters) -> what is kept.
+        say: told of every run: its name, its last loss.
+        key: root of the seeds.
+
+    Returns:
+        name -> what was measured of every seed. A run whose loss is not finite leaves None, and says so.
+    """
+    found: dict[str, list[PyTree]] = {name: [] for name in settings}
+    for name, setting in settings.items():
+        for seed in range(seeds):
+            try:
+                params, trace = train(setting, jax.random.fold_in(key, seed))
+            except FloatingPointError as error:
+                say(f'{name}, seed {seed}: {error}')
+                found[name].append(None)
+                continue
+            found[name].append(measure(setting, params))
+            say(f'{name}, seed {seed}: loss {trace["loss"][-1]:.3f} in the last {setting.steps_per_call} steps')
+        jax.clear_caches()  # a setting's programs are of no use to the next, and there are many
+    return found
 
 
 def _mean(found: list[PyTree]) -> dict[str, float]:

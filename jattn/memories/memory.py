@@ -21,7 +21,7 @@ from flax import linen as nn
 from flax import struct
 
 from jattn.contract import Context, Cursor, MixerConfig, Rows, divide, locate
-from jattn.flops import count_flops
+from jattn.flops import traced_flops
 from jattn.memories import paths
 from jattn.memories.architecture import Architecture, Matrix
 from jattn.memories.bias import L2, Bias
@@ -31,8 +31,10 @@ from jattn.memories.paths import generic
 from jattn.memories.paths.state import Fresh, empty_cell
 from jattn.memories.recipe import Recipe
 from jattn.memories.retention import Decay, Keep, Retention
-from jattn.memories.tokens import Tokens, place
+from jattn.memories.tokens import Places, Tokens, place
 from jattn.nn.linear import Linear
+from jattn.ops.fast_weights import dual
+from jattn.ops.fast_weights.dual import Weights
 from jattn.taps import captures, tap
 from jattn.typing import Array, Float, Int32, Key, PyTree, at_least_float32
 
@@ -265,7 +267,7 @@ class MemoryConfig(MixerConfig):
         )
 
     def flops(self, tokens: int) -> int:
-        return _flops(self, tokens)
+        return traced_flops(self, tokens)
 
     def example_context(self, key: Key, batch: int, tokens: int) -> Context:
         if not self.shares_first_value:
@@ -297,27 +299,55 @@ class Memory(nn.Module):
     def __call__(
         self, x: Float[Array, 'B T D'], context: Context = Context(), state: MemoryState | None = None
     ) -> tuple[Float[Array, 'B T D'], MemoryState | None]:
-        return self._run(x, context, state, values_only=False)
+        z, state, _ = self.reads(x, context, state)
+        return self._run('project', tap(self, 'z', z)), state
 
     def first_value(
         self, x: Float[Array, 'B T D'], context: Context = Context(), state: MemoryState | None = None
     ) -> Float[Array, 'B T H V']:
         """The layer's own values; of a config with `shares_first_value`."""
-        return self._run(x, context, state, values_only=True)
+        return self._run('values', x, context, state)
+
+    def reads(
+        self,
+        x: Float[Array, 'B T D'],
+        context: Context = Context(),
+        state: MemoryState | None = None,
+        persistent: Float[Array, 'N D'] | None = None,
+    ) -> tuple[Float[Array, 'B T H V'], MemoryState | None, Float[Array, 'N H V'] | None]:
+        """What the output projection takes, the state, and what it would take of the persistent tokens.
+
+        `persistent` are such tokens that the caller learns; None: the memory's own, if it has any.
+        """
+        return self._run('read', x, context, state, persistent)
+
+    def weights(self, batch: int, state: MemoryState | None = None) -> Weights:
+        """The weights [B, H, ...] that a read after the state's last token sees; None: those of a document's start."""
+        return self._run('weights', batch, state)
+
+    def retrieve(self, weights: Weights, q: Float[Array, 'B T H K']) -> Float[Array, 'B T H V']:
+        """The network at these weights, on queries; nothing is learned."""
+        return self._run('retrieve', weights, q)
 
     @nn.compact
-    def _run(self, x: Array, context: Context, state: MemoryState | None, values_only: bool) -> Any:
+    def _run(self, what: str, *args: Any) -> Any:
+        """All methods make their parameters here."""
+        return getattr(self, f'_{what}')(*args)
+
+    def _project(self, z: Array) -> Array:
+        return Linear((self.cfg.require_width(),), ('heads', 'head', 'embed'), name='o_proj')(z)
+
+    def _values(self, x: Array, context: Context, state: MemoryState | None) -> Array:
+        rows, places, tails = self._placed(x, context, state)
+        return self.cfg.recipe.read_in(self.cfg)(x, rows, context, tails, places.place, values_only=True)
+
+    def _read(self, x: Array, context: Context, state: MemoryState | None, persistent: Array | None) -> tuple:
         cfg, path = self.cfg, paths.PATHS[self.cfg.running_path]
-        _check_state(cfg, state, x)
-        rows = locate(context, x.shape[:2], None if state is None else state.cursor)
-        places = place(rows, x.shape[:2], cfg.chunk, None if state is None else state.place)
+        rows, places, tails = self._placed(x, context, state)
         read_in, read_out = cfg.recipe.read_in(cfg), cfg.recipe.read_out(cfg)
-        tails = None if state is None else state.tails
-        if values_only:
-            return read_in(x, rows, context, tails, places.place, values_only=True)
         tokens, tails = read_in(x, rows, context, tails, places.place)
         tokens = self._tapped(tokens)
-        fresh = self._fresh(read_in, x)
+        fresh, of_persistent = self._fresh(read_in, read_out, persistent, x.dtype)
         start = path.fresh_state(cfg, fresh)
         if state is not None:
             before = rows.enter(state.memory, start)
@@ -328,9 +358,31 @@ class Memory(nn.Module):
         if captures(self):
             for site, value in path.readings(cfg, tokens, rows, places, fresh, before, memory).items():
                 tap(self, site, value)
-        z = tap(self, 'z', read_out(x, y, tokens))
-        out = Linear(x.shape[-1:], ('heads', 'head', 'embed'), name='o_proj')(z)
-        return out, None if state is None else MemoryState(rows.cursor, places.after, memory, tails)
+        after = None if state is None else MemoryState(rows.cursor, places.after, memory, tails)
+        return read_out(x, y, tokens), after, of_persistent
+
+    def _weights(self, batch: int, state: MemoryState | None) -> Weights:
+        cfg, path = self.cfg, paths.PATHS[self.cfg.running_path]
+        recipe = cfg.recipe
+        fresh, _ = self._fresh(recipe.read_in(cfg), recipe.read_out(cfg), None, jnp.float32)
+        memory = path.fresh_state(cfg, fresh) if state is None else state.memory
+        if state is None:
+            memory = jax.tree.map(lambda leaf: _rows(leaf, batch), memory)
+        return path.weights(cfg, fresh, memory)
+
+    def _retrieve(self, weights: Weights, q: Array) -> Array:
+        def head(weights: Weights, q: Array, slow: dict[str, Array]) -> Array:
+            return self.cfg.architecture.forward(lambda layer, x: dual.apply(weights[layer], x), q, slow)
+
+        over_heads = jax.vmap(head, in_axes=(0, 1, 0), out_axes=1)
+        return jax.vmap(over_heads, in_axes=(0, 0, None))(weights, q, self._slow())
+
+    def _placed(self, x: Array, context: Context, state: MemoryState | None) -> tuple[Rows, Places, PyTree]:
+        """The call's rows, its places in chunks, and the tails before it."""
+        _check_state(self.cfg, state, x)
+        rows = locate(context, x.shape[:2], None if state is None else state.cursor)
+        places = place(rows, x.shape[:2], self.cfg.chunk, None if state is None else state.place)
+        return rows, places, None if state is None else state.tails
 
     def _tapped(self, tokens: Tokens) -> Tokens:
         """The tokens with their sites."""
@@ -341,23 +393,27 @@ class Memory(nn.Module):
         v = tokens.v.astype(at_least_float32(tokens.v))
         return tokens.replace(v=jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1))
 
-    def _fresh(self, read_in: nn.Module, x: Array) -> Fresh:
-        """What a document starts with: the learned weights, after the persistent tokens."""
+    def _fresh(
+        self, read_in: nn.Module, read_out: nn.Module, learned: Array | None, dtype: jnp.dtype
+    ) -> tuple[Fresh, Array | None]:
+        """What a document starts with: the learned weights, after the persistent tokens; and the reads of these."""
         cfg = self.cfg
         initial, slow = self._initial(), self._slow()
         fresh = Fresh(initial, slow, jax.vmap(functools.partial(empty_cell, cfg))(initial, slow))
         if not cfg.persistent:
-            return fresh
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ('position', 'channel'))
-        learned = self.param('persistent', init, (cfg.persistent, x.shape[-1]), jnp.float32)
+            return fresh, None
+        if learned is None:
+            init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ('position', 'channel'))
+            learned = self.param('persistent', init, (cfg.persistent, cfg.require_width()), jnp.float32)
+        inputs = learned[None].astype(dtype)
         shape = (1, cfg.persistent)
         # One chunk, whatever C is: all their gradients are taken at W_0; with C = 1 each at its own weights.
         once = dataclasses.replace(cfg, chunk=cfg.persistent if cfg.chunk > 1 else 1, persistent=0, path='generic')
         places = place(Rows(), shape, once.chunk, None)
-        tokens, _ = read_in(learned[None].astype(x.dtype), Rows(), Context(), None, places.place)
+        tokens, _ = read_in(inputs, Rows(), Context(), None, places.place)
         cell = jax.tree.map(lambda leaf: _rows(leaf, 1), fresh.cell)
-        _, cell, _ = generic.trace(once, tokens, places, fresh, cell)
-        return fresh.replace(cell=jax.tree.map(lambda leaf: leaf[0], cell))
+        y, cell, _ = generic.trace(once, tokens, places, fresh, cell)
+        return fresh.replace(cell=jax.tree.map(lambda leaf: leaf[0], cell)), read_out(inputs, y, tokens)[0]
 
     def _initial(self) -> tuple[Array, ...]:
         """W_0 of every head."""
@@ -415,11 +471,3 @@ def _check_state(cfg: MemoryConfig, state: Any, x: Array) -> None:
         if own.shape != given.shape:
             name = jax.tree_util.keystr(path)
             raise ValueError(f'state{name} has shape {given.shape}, but this memory and batch need {own.shape}')
-
-
-@functools.lru_cache(maxsize=256)
-def _flops(cfg: MemoryConfig, tokens: int) -> int:
-    """Counted in the traced program: what a network costs is its own affair."""
-    mixer, x = cfg.make(), jax.ShapeDtypeStruct((1, tokens, cfg.require_width()), jnp.float32)
-    variables = jax.eval_shape(mixer.init, jax.random.key(0), x)
-    return count_flops(lambda variables, x: mixer.apply(variables, x)[0], variables, x)

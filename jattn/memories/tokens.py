@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jattn.contract import Rows
 from jattn.ops import segments as documents
-from jattn.typing import Array, Bool, Float, Int32
+from jattn.typing import Array, Bool, Float, Int32, at_least_float32
 
 
 @struct.dataclass
@@ -36,6 +37,10 @@ class Tokens:
     weight: Float[Array, 'B T H'] | None = None
     erase: tuple[Float[Array, 'B T H K'], Float[Array, 'B T H K']] | None = None
     extra: dict[str, Any] = struct.field(default_factory=dict)
+
+    def wide(self) -> 'Tokens':
+        """The tokens as a memory's own arithmetic takes them: float32 at least, without what is not its business."""
+        return jax.tree.map(lambda x: x.astype(at_least_float32(x)), self.replace(extra={}))
 
 
 @struct.dataclass

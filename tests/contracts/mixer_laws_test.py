@@ -270,9 +270,10 @@ def test_declared_sites_are_captured(name):
     _, captured = jax.jit(functools.partial(cfg.make().apply, mutable=['taps', 'patterns']))(
         variables_of(name), inputs(), full_context(cfg)
     )
-    found = set(captured['taps']) | set(captured.get('patterns', {}))
-    assert found == set(cfg.sites) | set(cfg.pattern_sites)
-    assert 'z' in found
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(dict(captured))]
+    found = [path[-1].key for path in paths]
+    assert sorted(found) == sorted({*cfg.sites, *cfg.pattern_sites})
+    assert 'z' in captured['taps']
     chex.assert_shape(captured['taps']['z'], (BATCH, TOKENS, cfg.heads, None))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jattn.contract import Rows
 from jattn.memories.paths import chunked
 from jattn.memories.paths.chunked import Slots
-from jattn.memories.paths.generic import empty_state, fresh_state, readings  # noqa: F401
+from jattn.memories.paths.generic import empty_state, fresh_state, readings, weights  # noqa: F401
 from jattn.memories.paths.state import Cell, Fresh
 from jattn.memories.tokens import Places, Tokens
 from jattn.ops.fast_weights import dual
@@ -36,8 +36,8 @@ def _tile(cfg: Any, cell: Cell, slots: Slots, fresh: Fresh, stateful: bool) -> t
     del stateful
     tokens = slots.tokens
     inner, weight, recent = chunked.inner_gradients(cfg, cell, slots, fresh)
-    weights = cfg.retention.weights(cell.anchor, fresh.initial, fresh.slow)
-    y = cfg.architecture.forward(lambda layer, x: dual.apply(weights[layer], x), tokens.q, fresh.slow)
+    seen = cfg.retention.weights(cell.anchor, fresh.initial, fresh.slow)
+    y = cfg.architecture.forward(lambda layer, x: dual.apply(seen[layer], x), tokens.q, fresh.slow)
     table = coefficients(None, None, tokens.step, weight)
     change = tuple(d - g for d, g in zip(cell.change, inner.total(table.gradients[-1])))
     kept = cell.kept if tokens.log_decay is None else cell.kept * jnp.exp(jnp.sum(tokens.log_decay))

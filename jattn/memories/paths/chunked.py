@@ -18,9 +18,10 @@ from flax import struct
 from jax import lax
 
 from jattn.memories.paths.state import Cell, Fresh, Recent, choose, settled
+from jattn.memories.tiles import lay, misplaced, pick
 from jattn.memories.tokens import Places, Tokens
 from jattn.ops.fast_weights import dual
-from jattn.typing import Array, Float, Int32
+from jattn.typing import Array, Float
 
 Tile = Callable[[Any, Cell, 'Slots', Fresh, bool], tuple[Array, Cell]]
 
@@ -56,15 +57,15 @@ def run(
         start = jnp.take_along_axis(places.place, first[:, None], axis=1)[:, 0]
         shift = (start - first) % size
     count = -(-(length + (size - 1 if shift is not None else 0)) // size)
-    slots = jax.tree.map(lambda x: _lay(x, shift, count, size), slots)
+    slots = jax.tree.map(lambda x: jnp.swapaxes(lay(x, shift, count, size), 2, 3), slots)
 
     body = functools.partial(_tile, cfg, tile, stateful=memory is not None)
     over_rows_and_heads = jax.vmap(jax.vmap(body), in_axes=(0, 0, None))
     cell = memory if memory is not None else _spread(fresh.cell, batch)
     step = jax.checkpoint(lambda cell, slots: over_rows_and_heads(cell, slots, fresh))
     cell, y = lax.scan(step, cell, slots)
-    y = _pick(y, shift, length)
-    y = jnp.where(_misplaced(places, cfg.chunk)[..., None, None], jnp.nan, y)
+    y = pick(jnp.swapaxes(y, 2, 3), shift, length)
+    y = jnp.where(misplaced(places, cfg.chunk)[..., None, None], jnp.nan, y)
     return y, None if memory is None else cell
 
 
@@ -132,40 +133,8 @@ def _identities(cfg: Any, tokens: Tokens, places: Places) -> Tokens:
     def zero(x: Array) -> Array:
         return jnp.where(places.real.reshape(*places.real.shape, *[1] * (x.ndim - 2)), x, 0)
 
-    return jax.tree.map(zero, tokens.replace(extra={}))
-
-
-def _lay(x: Array, shift: Int32[Array, 'B'] | None, count: int, size: int) -> Array:
-    """[B, T, H, ...] to [N, B, H, C, ...], every row shifted right."""
-    batch, length = x.shape[:2]
-    x = jnp.pad(x, ((0, 0), (0, count * size - length), *[(0, 0)] * (x.ndim - 2)))
-    x = _roll(x, None if shift is None else -shift)
-    x = x.reshape(batch, count, size, *x.shape[2:])
-    return jnp.moveaxis(jnp.swapaxes(x, 2, 3), 1, 0)
-
-
-def _pick(y: Array, shift: Int32[Array, 'B'] | None, length: int) -> Array:
-    """The inverse of `_lay`."""
-    y = jnp.swapaxes(jnp.moveaxis(y, 0, 1), 2, 3)
-    return _roll(y.reshape(y.shape[0], -1, *y.shape[3:]), shift)[:, :length]
-
-
-def _roll(x: Array, by: Int32[Array, 'B'] | None) -> Array:
-    """Rolls each row left by its own amount."""
-    if by is None:
-        return x
-    at = (jnp.arange(x.shape[1])[None] + by[:, None]) % x.shape[1]
-    return jnp.take_along_axis(x, at.reshape(*at.shape, *[1] * (x.ndim - 2)), axis=1)
+    return jax.tree.map(zero, tokens.wide())
 
 
 def _spread(cell: Cell, batch: int) -> Cell:
     return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (batch, *x.shape)), cell)
-
-
-def _misplaced(places: Places, chunk: int) -> Array:
-    """[B, T], the tokens from a misplaced document on, up to the row's end."""
-    tokens = places.real.shape[1]
-    first = jnp.argmax(places.real, axis=1)[:, None]
-    start = jnp.take_along_axis(places.place, first, axis=1)
-    slot = jnp.arange(tokens)[None] - first + start
-    return lax.cummax(jnp.where(places.real & (slot % chunk != places.place), 1, 0), axis=1) > 0

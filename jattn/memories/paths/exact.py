@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jattn.contract import Rows
 from jattn.memories.learner import implicit_step
-from jattn.memories.paths.matrix import MatrixState, Start, empty_state, fresh_state, readings, start  # noqa: F401
+from jattn.memories.paths.matrix import MatrixState, Start, empty_state, fresh_state, readings, start, weights  # noqa: F401
 from jattn.memories.paths.state import Fresh
 from jattn.memories.tokens import Places, Tokens
 from jattn.ops import gated_delta_rule, gated_linear_attention

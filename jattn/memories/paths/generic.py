@@ -78,12 +78,16 @@ def readings(
     """What the tools read: of every token, and the weights after the call."""
     del rows
     _, _, found = trace(cfg, tokens, places, fresh, before)
-    weights = jax.vmap(jax.vmap(functools.partial(_current, cfg)), in_axes=(0, None))(after, fresh)
-    return state_sites(weights) | {
+    return state_sites(weights(cfg, fresh, after)) | {
         'surprise': found.surprise,
         'write_size': found.write_size,
         'state_norm': found.state_norm,
     }
+
+
+def weights(cfg: Any, fresh: Fresh, memory: Cell) -> Weights:
+    """The weights [B, H, ...] that a read would see."""
+    return jax.vmap(jax.vmap(functools.partial(_current, cfg)), in_axes=(0, None))(memory, fresh)
 
 
 def state_sites(weights: Weights) -> dict[str, Array]:
@@ -121,7 +125,7 @@ def trace(
     def group(cell: Cell, inputs: tuple) -> tuple[Cell, tuple]:
         return lax.scan(lambda cell, token: over_rows_and_heads(cell, token, fresh), cell, inputs)
 
-    inputs = jax.tree.map(split, (tokens.replace(extra={}), *flags))
+    inputs = jax.tree.map(split, (tokens.wide(), *flags))
     cell, outputs = lax.scan(group, cell, inputs)
     y, found = jax.tree.map(join, outputs)
     return y, cell, found

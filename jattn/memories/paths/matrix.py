@@ -21,6 +21,7 @@ from jattn.memories.paths import generic
 from jattn.memories.paths.state import Cell, Fresh
 from jattn.memories.tokens import Places, Tokens
 from jattn.ops import linear_scan
+from jattn.ops.fast_weights.dual import Weights
 from jattn.typing import Array, Float
 
 
@@ -93,6 +94,11 @@ def readings(
     own = dataclasses.replace(cfg, path='generic')
     found = generic.readings(own, tokens, rows, places, fresh, cell(cfg, fresh, before), cell(cfg, fresh, after))
     return found | {'state': jnp.swapaxes(found['state'], 2, 3)}
+
+
+def weights(cfg: Any, fresh: Fresh, memory: MatrixState) -> Weights:
+    """The weights [B, H, V, K] that a read would see, as the architecture has them."""
+    return cell(cfg, fresh, memory).anchor
 
 
 def cell(cfg: Any, fresh: Fresh, state: MatrixState) -> Cell:

@@ -21,7 +21,7 @@ from jattn.memories.learner import RIDGE_FLOOR
 from jattn.memories.paths.state import Fresh
 from jattn.memories.tokens import Places, Tokens
 from jattn.ops import gated_linear_attention
-from jattn.typing import Array, Float
+from jattn.typing import Array, Float, at_least_float32
 
 
 @struct.dataclass
@@ -101,7 +101,8 @@ def run(
 ) -> tuple[Float[Array, 'B T H V'], RidgeState | None]:
     """Outputs, and the state after the call (None without one)."""
     del places
-    k, step, ridge = tokens.k, tokens.step[..., None], _ridge(fresh)[:, None]
+    dtype = at_least_float32(tokens.q, tokens.k)  # no solve in half precision
+    k, step, ridge = tokens.k.astype(dtype), tokens.step[..., None], _ridge(fresh)[:, None]
 
     def sums(x: Array, written: Array, initial: Array | None) -> tuple[Array, Array]:
         return gated_linear_attention(
@@ -123,7 +124,7 @@ def run(
         return sums(x, k, gram)[0] + ridge * x
 
     solve = lambda matvec, b: conjugate_gradients(matvec, b, cfg.learner.iterations)
-    x = lax.custom_linear_solve(matvec, tokens.q, solve, symmetric=True)
+    x = lax.custom_linear_solve(matvec, tokens.q.astype(dtype), solve, symmetric=True)
     y, after = sums(x, tokens.v, memory)
     return y, None if gram is None else RidgeState(gram=sums(x, k, gram)[1], memory=after)
 

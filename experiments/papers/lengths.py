@@ -1,0 +1,76 @@
+"""Decoders trained on passkey recall at one length and tried at longer ones."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from experiments.papers.decoders import Setting, compare, score
+from jattn.contract import MixerConfig
+from jattn.models.decoder import DecoderConfig
+from jattn.testbeds import Passkey
+from jattn.training.optimizer import AdamWConfig
+from jattn.typing import Float, Key, PyTree
+
+ROWS = 2**15  # tokens of an evaluation batch: long rows come in small batches
+
+
+def accuracies(
+    task: Passkey,
+    mixers: Mapping[str, MixerConfig],
+    lengths: Sequence[int],
+    *,
+    width: int,
+    steps: int,
+    batch: int,
+    seeds: int,
+    batches: int,
+    say: Callable[[str], None],
+    key: Key,
+    peak_lr: float = 5e-3,
+) -> dict[str, Float[np.ndarray, 'seeds lengths']]:
+    """name -> accuracy of a digit by seed and length; nan where a training failed.
+
+    Args:
+        task: passkey, at the length of training.
+        mixers: of decoders of two layers without feed-forward.
+        lengths: at which they are tried.
+        width: of the decoders.
+        steps, batch: of a training.
+        seeds: trainings a mixer.
+        batches: of an evaluation, of `ROWS` tokens each.
+        say: told of every training.
+        key: root of all randomness.
+        peak_lr: of AdamW.
+    """
+    settings = {
+        name: Setting(
+            model=DecoderConfig(width=width, layers=2, mixer=(mixer,), feed_forward=None, remat='none'),
+            data=task,
+            steps=steps,
+            batch=batch,
+            optimizer=AdamWConfig(peak_lr=peak_lr, warmup_steps=50),
+            steps_per_call=min(steps, 50),
+        )
+        for name, mixer in mixers.items()
+    }
+
+    def measure(setting: Setting, params: PyTree) -> list[float]:
+        found = []
+        for length in lengths:
+            draw = functools.partial(task.sample_at, batch=max(ROWS // length, 1), tokens=length)
+            found.append(score(setting, params, draw, batches, key)['accuracy'])
+        return found
+
+    found = compare(settings, seeds, measure, say, key)
+    missing = [float('nan')] * len(lengths)
+    return {name: np.array([missing if run is None else run for run in runs]) for name, runs in found.items()}
+
+
+def curve(values: Float[np.ndarray, 'seeds lengths'], lengths: Sequence[int]) -> str:
+    """Means over seeds, as text.
+
+    >>> curve(np.array([[1.0, 0.5], [0.5, 0.25]]), (256, 1024))
+    '0.750 at 256, 0.375 at 1024'
+    """
+    return ', '.join(f'{mean:.3f} at {length}' for mean, length in zip(values.mean(axis=0), lengths, strict=True))

@@ -1,0 +1,134 @@
+"""The sizes of paper 52's rerun, and the mixers that it compares."""
+
+import dataclasses
+
+from jattn.contract import MixerConfig
+from jattn.memories import MEMORIES, MemoryConfig
+from jattn.memories.bias import L2, LP
+from jattn.memories.retention import Lq
+from jattn.testbeds import AssociativeRecall, Passkey
+
+HEADS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is run.
+
+    Attributes:
+        draws: of the lines without training.
+        rows: which rows of Table 1 are compared with their own recurrences; None: all.
+        seeds: of every trained comparison.
+        width: D of the decoders, which have two layers without feed-forward.
+        recall: the recall task with clean values.
+        corrupted: the share of them that is replaced.
+        networks: what is trained on it, by name.
+        recall_steps, recall_batch: of every mixer.
+        passkey: the passkey task.
+        passkey_mixers: what is trained on it, by name.
+        passkey_steps, passkey_batch: of every mixer.
+        lengths: at which the passkey decoders are tried.
+        sweep: (p, q) of Moneta; none: no sweep.
+        books: whether the table of language models is made.
+        book_steps, book_batch, book_width, book_layers: of every language model.
+    """
+
+    draws: int
+    rows: tuple[str, ...] | None
+    seeds: int
+    width: int
+    recall: AssociativeRecall
+    corrupted: float
+    networks: tuple[str, ...]
+    recall_steps: int
+    recall_batch: int
+    passkey: Passkey
+    passkey_mixers: tuple[str, ...]
+    passkey_steps: int
+    passkey_batch: int
+    lengths: tuple[int, ...]
+    sweep: tuple[tuple[float, float], ...]
+    books: bool = False
+    book_steps: int = 0
+    book_batch: int = 0
+    book_width: int = 0
+    book_layers: int = 0
+
+
+NETWORKS = ('yaad', 'moneta', 'l2')
+SWEEP = ((1.5, 4.0), (2.0, 4.0), (3.0, 4.0), (4.0, 4.0), (3.0, 2.0))
+_SMALL = Size(
+    draws=256,
+    rows=None,
+    seeds=2,
+    width=64,
+    recall=AssociativeRecall(vocabulary=16, tokens=32, pairs=2, repeats=3),
+    corrupted=0.25,
+    networks=NETWORKS,
+    recall_steps=300,
+    recall_batch=32,
+    passkey=Passkey(tokens=256, digits=1, keys=4, noise=16),
+    passkey_mixers=('moneta', 'yaad', 'memora', 'deltanet', 'linear_attention'),
+    passkey_steps=200,
+    passkey_batch=8,
+    lengths=(256, 1024, 4096),
+    sweep=SWEEP,
+)
+_TINY = dataclasses.replace(
+    _SMALL,
+    draws=16,
+    rows=('linear attention', 'RetNet', 'GLA', 'TTT-Linear'),
+    seeds=1,
+    width=16,
+    recall=AssociativeRecall(vocabulary=16, tokens=20, pairs=2, repeats=3),
+    networks=('yaad',),
+    recall_steps=20,
+    recall_batch=8,
+    lengths=(),
+    sweep=(),
+)
+_PAPER = dataclasses.replace(
+    _SMALL,
+    seeds=3,
+    width=128,
+    recall=AssociativeRecall(vocabulary=128, tokens=256, pairs=16, repeats=3),
+    recall_steps=10_000,
+    recall_batch=128,
+    passkey=Passkey(tokens=256, digits=4),
+    passkey_steps=10_000,
+    passkey_batch=64,
+    lengths=(256, 1024, 2048, 4096),
+    books=True,
+    book_steps=20_000,
+    book_batch=64,
+    book_width=512,
+    book_layers=8,
+)
+SIZES = {'tiny': _TINY, 'small': _SMALL, 'paper': _PAPER}
+
+
+def memory(name: str, chunk: int) -> MemoryConfig:
+    """A member at the size of the rerun: two heads; networks with hidden layers twice as wide as the keys.
+
+    Moneta, Yaad and the same with l2 are x + W_2 gelu(W_1 x) without a norm, which hides small steps behind an output
+    of fixed size; Memora keeps it, since the common mode of its positive weights would else stand in every output.
+    """
+    if name == 'l2':
+        yaad = memory('yaad', chunk)
+        return dataclasses.replace(yaad, bias=L2(), gates=dataclasses.replace(yaad.gates, threshold=None))
+    base = dataclasses.replace(MEMORIES[name], heads=HEADS)
+    if base.architecture.is_linear:
+        return dataclasses.replace(base, tile=16)
+    post = base.architecture.post if name == 'memora' else 'residual'
+    return dataclasses.replace(
+        base, chunk=chunk, architecture=dataclasses.replace(base.architecture, expansion=2.0, post=post)
+    )
+
+
+def moneta(p: float, q: float, chunk: int) -> MixerConfig:
+    """Moneta with other norms.
+
+    >>> moneta(2.0, 4.0, 4).bias.p, moneta(2.0, 4.0, 4).retention.q
+    (2.0, 4.0)
+    """
+    return dataclasses.replace(memory('moneta', chunk), bias=LP(p=p), retention=Lq(q=q))

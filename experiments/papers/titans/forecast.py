@@ -1,0 +1,72 @@
+"""Long-horizon forecasts with Titans' memory in place of softmax attention.
+
+With `--data_dir` on ETTh1 (DATA_DIR/ett), else on the built-in synthetic series, which is easier than any real one.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from experiments.papers.contract import ClaimContext, Line
+from experiments.papers.decoders import Setting, compare, score_windows
+from experiments.papers.titans.recall import mean, values
+from experiments.papers.titans.settings import HEADS, Size, lmm
+from jattn.data import SeriesConfig
+from jattn.mixers import SoftmaxConfig
+from jattn.models.decoder import DecoderConfig
+from jattn.training.optimizer import AdamWConfig
+
+PAPER = '33'
+CHUNK = 4  # 96 rows are twelve tokens
+NAMES = ('ETTh1.csv', 'ETTh1.csv.gz')
+Found = Mapping[int, Mapping[str, Sequence[dict[str, float] | None]]]
+
+
+def source(context: ClaimContext) -> str | None:
+    """The file of ETTh1; None without a data folder.
+
+    Raises:
+        FileNotFoundError: there is a data folder, but no ETTh1 in it.
+    """
+    if context.data_dir is None:
+        return None
+    for name in NAMES:
+        if (context.data_dir / 'ett' / name).is_file():
+            return str(context.data_dir / 'ett' / name)
+    raise FileNotFoundError(f'--data_dir: {context.data_dir}/ett holds none of {", ".join(NAMES)}')
+
+
+def measure(context: ClaimContext, size: Size) -> Found:
+    """horizon -> mixer -> metrics of every seed, over all windows of the test split."""
+    found = {}
+    for horizon in size.horizons:
+        data = SeriesConfig(path=source(context), horizon=horizon)
+        settings = {
+            name: Setting(
+                model=DecoderConfig(width=size.series_width, layers=2, mixer=(mixer,), remat='none'),
+                data=data,
+                steps=size.series_steps,
+                batch=size.series_batch,
+                optimizer=AdamWConfig(peak_lr=2e-3, warmup_steps=50),
+            )
+            for name, mixer in (('LMM', lmm(CHUNK)), ('softmax', SoftmaxConfig(heads=HEADS)))
+        }
+        found[horizon] = compare(settings, size.seeds, score_windows, context.say, context.key(300 + horizon))
+    return found
+
+
+def lines(found: Found, context: ClaimContext) -> list[Line]:
+    """The memory's error within 2% of softmax's, or below."""
+    path = source(context)
+    series = 'ETTh1' if path else 'synthetic series'
+    out = []
+    for horizon, runs in found.items():
+        facts = SeriesConfig(path=path, horizon=horizon).facts()
+        note = (
+            f'mse LMM {values(runs["LMM"], "mse")}, softmax {values(runs["softmax"], "mse")}; '
+            f'repeating the last value {facts["last_value_mse"]:.3f}'
+        )
+        if path is None:
+            note += '; ETTh1 with --data_dir'
+        ratio = mean(runs['LMM'], 'mse') / mean(runs['softmax'], 'mse')
+        claim = f'{series}, 96 -> {horizon}: mse of LMM over softmax'
+        out.append(Line.number(PAPER, claim, ratio, below=1.02, note=note))
+    return out
