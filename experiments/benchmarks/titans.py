@@ -8,7 +8,7 @@ respect to the input and all parameters. Contestants:
 
     dual            `titans_lmm` as it ships: gates and a gradient a token, taken at the start of chunks of 64
     oracle          the same, token by token (`path='generic'`)
-    peer, same      NeuralMemory(chunk_size=1, batch_size=64): a gradient and gates a token, weights move every 64 tokens
+    peer, same      NeuralMemory(chunk_size=1, batch_size=64): a gradient and gates a token, weights move as ours
     peer, coarse    NeuralMemory(chunk_size=64): one mean gradient and one gate a chunk
 
 The peer is its package's module with its own projections; it has no short convolutions, no persistent tokens and no
@@ -91,7 +91,10 @@ def compare_titans(tokens: int, channels: int, pairs: int, python: str) -> harne
     contestants = {label: ours(tokens, width, path) for label, path in (('dual', 'auto'), ('oracle', 'generic'))}
     peer = Peer(python)
     facts = {'B': 1, 'T': tokens, 'H': HEADS, 'K': channels, 'chunk': CHUNK, 'expansion': 4, 'layers': 2}
-    for label, setting in (('peer, same', {'chunk_size': 1, 'batch_size': CHUNK}), ('peer, coarse', {'chunk_size': CHUNK})):
+    for label, setting in (
+        ('peer, same', {'chunk_size': 1, 'batch_size': CHUNK}),
+        ('peer, coarse', {'chunk_size': CHUNK}),
+    ):
         facts[label] = peer.make(name=label, tokens=tokens, width=width, heads=HEADS, channels=channels, **setting)
         contestants[label] = lambda name=label: peer.run(name)
     try:

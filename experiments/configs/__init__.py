@@ -7,14 +7,32 @@ from collections.abc import Iterable
 from jattn.config import ConfigError, nearest, override
 from jattn.contract import MixerConfig
 from jattn.data import CORPORA, Corpus
+from jattn.memories.architecture import ARCHITECTURES, Architecture
+from jattn.memories.bias import BIASES, Bias
+from jattn.memories.gates import GATES, Gate
+from jattn.memories.learner import LEARNERS, Learner
+from jattn.memories.retention import RETENTIONS, Retention
 from jattn.mixers import MIXERS
+from jattn.models.decoder import DecoderConfig
+from jattn.models.sizes import SIZES
 from jattn.testbeds import TESTBEDS
 from jattn.testbeds.task import Task
 from jattn.training.experiment import Experiment
 from jattn.training.optimizer import OPTIMIZERS, OptimizerConfig
 
 # The parts that --set can swap by name.
-TABLES = {MixerConfig: MIXERS, Task: TESTBEDS, Corpus: CORPORA, OptimizerConfig: OPTIMIZERS}
+TABLES = {
+    DecoderConfig: SIZES,
+    MixerConfig: MIXERS,
+    Architecture: ARCHITECTURES,
+    Bias: BIASES,
+    Retention: RETENTIONS,
+    Learner: LEARNERS,
+    Gate: GATES,
+    Task: TESTBEDS,
+    Corpus: CORPORA,
+    OptimizerConfig: OPTIMIZERS,
+}
 
 
 def names() -> list[str]:

@@ -25,7 +25,7 @@
 | atlas | the same | 2 layers | l2 | decay | a window, momentum, Muon |
 | lact | Zhang et al. 2025, LaCT | SwiGLU | dot | row norm | momentum once a chunk |
 
-Chunks are 16, the size for small models; `SIZES` has the papers' models, with chunks of 64.
+Chunks are 16, the size for small models; `jattn/models/sizes.py` has the papers' models, with chunks of 64.
 """
 
 from jattn.memories.architecture import MLP, Gated
@@ -54,7 +54,11 @@ TTT = Recipe(
     gate='gelu',
 )
 DEEP = dict(chunk=16, learned_start=True)
-TITANS = Gates(step=STEP, decay=KEEP, momentum=GATES['momentum'])
+# Momentum multiplies a step by up to 1 / (1 - .95): at a bound of .2 the linear memory already diverges.
+TITANS = Gates(step=Gate(bound=0.1), decay=KEEP, momentum=GATES['momentum'])
+# Deep memories without momentum forget towards their start: at zero both layers' gradients are zero, and the norm makes
+# small weights take huge steps.
+FORGET = Decay(towards='initial')
 
 MEMORIES: dict[str, MemoryConfig] = {
     'linear_attention': MemoryConfig(
@@ -178,7 +182,7 @@ MEMORIES: dict[str, MemoryConfig] = {
     'yaad': MemoryConfig(
         architecture=MLP(),
         bias=Huber(),
-        retention=Decay(),
+        retention=FORGET,
         gates=Gates(step=SMALL_STEP, decay=KEEP, threshold=GATES['threshold']),
         **DEEP,
     ),
@@ -187,7 +191,7 @@ MEMORIES: dict[str, MemoryConfig] = {
     ),
     'omega': MemoryConfig(
         architecture=MLP(),
-        retention=Decay(),
+        retention=FORGET,
         learner=Learner(window=4),
         gates=Gates(step=STEP, decay=KEEP, window=GATES['sigmoid']),
         recipe=Recipe(features='polynomial'),

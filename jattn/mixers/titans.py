@@ -33,8 +33,7 @@ from jattn.nn.cache import KeyValues, RingCache
 from jattn.nn.linear import Linear
 from jattn.nn.norm import RMSNorm
 from jattn.nn.rotary import rotate
-from jattn.nn.windowed_attention import WindowedAttention
-from jattn.ops.softmax_attention.reference import attend, attention_pattern, attention_scores
+from jattn.nn.windowed_attention import WindowedAttention, attend_beside
 from jattn.taps import EDITS, tap
 from jattn.typing import Array, Bool, Float, Int32, PyTree, at_least_float32
 
@@ -372,7 +371,8 @@ class Segment(nn.Module):
         q_proj, k_proj, v_proj = (Linear(split, axes, name=f'{name}_proj') for name in 'qkv')
         own = jnp.stack([h, x], axis=1)
         k, v = k_proj(own), v_proj(own)
-        q = self._rotate(q_proj(x), slots.positions)
+        plain = q_proj(x)
+        q = self._rotate(plain, slots.positions)
         k = jnp.stack([self._rotate(k[:, n], slots.positions) for n in (0, 1)], axis=1)
         row, slot = jnp.arange(len(x))[:, None], jnp.where(slots.real, slots.place, cfg.segment)
         keys, values = (
@@ -384,16 +384,12 @@ class Segment(nn.Module):
         mask = filled[:, None, :] & (at[None, None] <= slots.place[..., None]) & slots.real[..., None]
         mask = jnp.concatenate([mask, mask], axis=2)
         k_all, v_all = (old.reshape(len(x), -1, *old.shape[3:]).astype(x.dtype) for old in (keys, values))
-        persistent = _persistent(self, cfg)
+        persistent, always = _persistent(self, cfg), None
         if persistent is not None:
             fixed = persistent.astype(x.dtype)
-            k_all, v_all = (
-                jnp.concatenate([jnp.broadcast_to(f(fixed)[None], (len(x), *f(fixed).shape)), all_], axis=1)
-                for f, all_ in ((k_proj, k_all), (v_proj, v_all))
-            )
-            seen = jnp.broadcast_to(slots.real[..., None], (*slots.real.shape, cfg.persistent))
-            mask = jnp.concatenate([seen, mask], axis=2)
-        return attend(attention_pattern(attention_scores(q, k_all, mask), mask), v_all), keys, values
+            always = tuple(jnp.broadcast_to(f(fixed)[None], (len(x), *f(fixed).shape)) for f in (k_proj, v_proj))
+        y = attend_beside(q, plain, k_all, v_all, mask, slots.real, always)
+        return y, keys, values
 
     def _rotate(self, x: Array, positions: Array) -> Array:
         return x if self.cfg.rotary_base is None else rotate(x, positions, self.cfg.rotary_base)

@@ -18,7 +18,7 @@ from jattn.nn.cache import KeyValues, RingCache, View
 from jattn.nn.linear import Linear
 from jattn.nn.rotary import rotate
 from jattn.ops.softmax_attention.reference import attend, attention_pattern, attention_scores
-from jattn.typing import Array, Float
+from jattn.typing import Array, Bool, Float
 
 Always = tuple[Float[Array, 'B N H K'], Float[Array, 'B N H V']] | None  # persistent keys and values
 
@@ -51,15 +51,21 @@ class WindowedAttention(nn.Module):
         if persistent is not None:
             fixed = persistent.astype(x.dtype)
             always = tuple(jnp.broadcast_to(f(fixed)[None], (len(x), *f(fixed).shape)) for f in (k_proj, v_proj))
-        state, view = RingCache(self.window).extend(state, q_proj(x), k_proj(x), v_proj(x), rows, self._rotate)
-        return windowed_attention(view, self.window, always), state
+        q = q_proj(x)
+        state, view = RingCache(self.window).extend(state, q, k_proj(x), v_proj(x), rows, self._rotate)
+        return windowed_attention(view, self.window, q, always), state
 
     def _rotate(self, x: Array, positions: Array) -> Array:
         return x if self.rotary_base is None else rotate(x, positions, self.rotary_base)
 
 
-def windowed_attention(view: View, window: int, always: Always) -> Float[Array, 'B T H V']:
-    """The attention of a view whose keys are those of a cache (perhaps none) and then the call's own."""
+def windowed_attention(
+    view: View, window: int, plain: Float[Array, 'B T H K'], always: Always
+) -> Float[Array, 'B T H V']:
+    """The attention of a view whose keys are those of a cache (perhaps none) and then the call's own.
+
+    `plain` are the queries as they were before rotation: what they score with a persistent key has no position in it.
+    """
     batch, tokens = view.q.shape[:2]
     if view.segments is None:
         q_ids = k_ids = jnp.ones((batch, tokens), jnp.int32)
@@ -67,7 +73,7 @@ def windowed_attention(view: View, window: int, always: Always) -> Float[Array, 
     else:
         (q_ids, k_ids), (q_at, k_at) = view.segments, view.positions
     if tokens == 1:  # a step reads the ring alone
-        return _attend(view.q, view.k, view.v, k_ids, k_at, q_ids, q_at, window=window, always=always)
+        return _attend(view.q, plain, view.k, view.v, k_ids, k_at, q_ids, q_at, window=window, always=always)
 
     block, cached = min(window, tokens), view.k.shape[1] - tokens
     count = -(-tokens // block)
@@ -88,18 +94,43 @@ def windowed_attention(view: View, window: int, always: Always) -> Float[Array, 
     keys = tuple(with_block_before(x) for x in (view.k, view.v, k_ids, k_at))
     # Nothing of a block is kept for the backward pass but its inputs.
     attend_block = jax.checkpoint(functools.partial(_attend, window=window, always=always))
-    z = jax.vmap(attend_block, in_axes=1, out_axes=1)(cut(view.q), *keys, cut(q_ids), cut(q_at))
+    z = jax.vmap(attend_block, in_axes=1, out_axes=1)(cut(view.q), cut(plain), *keys, cut(q_ids), cut(q_at))
     return z.reshape(batch, count * block, *z.shape[3:])[:, :tokens]
 
 
 def _attend(
-    q: Array, k: Array, v: Array, k_ids: Array, k_at: Array, q_ids: Array, q_at: Array, *, window: int, always: Always
+    q: Array,
+    plain: Array,
+    k: Array,
+    v: Array,
+    k_ids: Array,
+    k_at: Array,
+    q_ids: Array,
+    q_at: Array,
+    *,
+    window: int,
+    always: Always,
 ) -> Float[Array, 'B T H V']:
-    """Every query against every key of a block."""
+    """Every query against every key of a block, and against the persistent keys."""
     behind = q_at[:, :, None] - k_at[:, None, :]
     mask = (q_ids[:, :, None] == k_ids[:, None, :]) & (q_ids[:, :, None] > 0) & (behind >= 0) & (behind < window)
+    return attend_beside(q, plain, k, v, mask, q_ids > 0, always)
+
+
+def attend_beside(
+    q: Float[Array, 'B T H K'],
+    plain: Float[Array, 'B T H K'],
+    k: Float[Array, 'B S H K'],
+    v: Float[Array, 'B S H V'],
+    mask: Bool[Array, 'B T S'],
+    real: Bool[Array, 'B T'],
+    always: Always,
+) -> Float[Array, 'B T H V']:
+    """Masked attention over the keys and the persistent ones, which all real queries see."""
+    scores = attention_scores(q, k, mask)
     if always is not None:
-        k, v = (jnp.concatenate([fixed.astype(x.dtype), x], axis=1) for fixed, x in zip(always, (k, v)))
-        real = jnp.broadcast_to((q_ids > 0)[:, :, None], (*q_ids.shape, always[0].shape[1]))
-        mask = jnp.concatenate([real, mask], axis=2)
-    return attend(attention_pattern(attention_scores(q, k, mask), mask), v)
+        fixed_k, fixed_v = always
+        seen = jnp.broadcast_to(real[:, :, None], (*real.shape, fixed_k.shape[1]))
+        scores = jnp.concatenate([attention_scores(plain, fixed_k, seen), scores], axis=-1)
+        mask, v = jnp.concatenate([seen, mask], axis=-1), jnp.concatenate([fixed_v.astype(v.dtype), v], axis=1)
+    return attend(attention_pattern(scores, mask), v)

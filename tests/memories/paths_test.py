@@ -224,10 +224,30 @@ def float64():
         yield
 
 
+# One case of every kind; the others run in make test-all.
+QUICK = {
+    'vector',
+    'depth 1, norm',
+    'depth 3',
+    'window',
+    'huber',
+    'kl',
+    'towards initial',
+    'muon',
+    'dot, decay',
+    'l2, raw',
+    'momentum',
+    'products',
+    'l2, channels',
+    'erasing',
+}
+
+
 def over(pairs):
-    return pytest.mark.parametrize(
-        ('name', 'path'), [pytest.param(*pair, marks=pytest.mark.xdist_group(pair[0])) for pair in pairs]
-    )
+    def marks(name):
+        return [pytest.mark.xdist_group(name), *([] if name in QUICK else [pytest.mark.slow])]
+
+    return pytest.mark.parametrize(('name', 'path'), [pytest.param(*pair, marks=marks(pair[0])) for pair in pairs])
 
 
 @over(PAIRS)

@@ -14,7 +14,8 @@ import numpy as np
 from flax import linen as nn
 
 from experiments.papers.contract import Line
-from experiments.papers.miras.recurrences import ROWS, Row, Stream, value_decay
+from experiments.papers.miras.recurrences import ROWS, Row, value_decay
+from experiments.papers.miras.stream import Stream
 from jattn.contract import Context, Rows
 from jattn.memories import MEMORIES, MemoryConfig
 from jattn.memories.paths import PATHS

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.configs import lm_books
 from experiments.papers import decoders, lengths, streams
 from experiments.papers.contract import ClaimContext
+from experiments.papers.miras import books
 from experiments.papers.miras import recall as corrupted_recall
 from experiments.papers.miras import settings as miras_settings
 from experiments.papers.titans import capacity, recall, settings
@@ -97,6 +99,21 @@ def test_lines_on_corrupted_rows_compare_with_l2():
         'yaad minus the same network with l2, on corrupted rows': True,
         'moneta minus the same network with l2, on corrupted rows': False,
     }
+
+
+@pytest.mark.slow
+def test_language_models_are_trained_once_a_member_and_seed(tmp_path):
+    found = books.measure(lm_books.config('tiny'), ['linear_attention'], 2, tmp_path)
+    first, second = found['linear_attention']
+    assert first != second and all(0 < bits < 12 for bits in (first, second))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['linear_attention_0', 'linear_attention_1']
+
+
+def test_the_groups_of_language_models_stand_in_their_order():
+    names = [name for group in books.ORDER for name in group]
+    lines = books.lines({name: [3 - place / 10, 3.01 - place / 10] for place, name in enumerate(names)})
+    assert all(line.holds for line in lines) and 'by up to 0.0100' in lines[0].note
+    assert len(books.missing('no data')) == len(lines)
 
 
 TASK = AssociativeRecall(vocabulary=8, tokens=8, pairs=1)
