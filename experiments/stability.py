@@ -68,10 +68,10 @@ KINDS = ('random', 'identical', 'flipping', 'parallel')
 DECAYS = ('forget', 'keep')
 FORGET = -1e4  # log a; -inf would be NaN in a difference of two
 LOOKS = 32
-# Members whose gates reach where they do not hold. Momentum of .95 on a matrix, with a step of 1 on one key a token, is
-# no descent: it diverges. A network that ends in a norm turns weights of size w into steps of size 1 / w; where all is
-# forgotten these are the next weights, whose logarithm walks at random: outputs stay small, weights do not (Moneta's
-# come back: over 8192 tokens it holds, over 1024 it does not).
+# Members whose gates reach where they do not hold. A network that ends in a norm turns weights of size w into steps of
+# size 1 / w; where all is forgotten these are the next weights, whose logarithm walks at random: outputs stay small,
+# weights do not. (Yaad and Omega forget towards their start for that reason.) Moneta's come back: over 8192 tokens it
+# holds, over 1024 it does not.
 FAILS = {'moneta': ('forget',)}
 BOUNDED, GROWS, HUGE, LOUD = 4.0, 10.0, 1e6, 100.0
 

@@ -10,14 +10,15 @@ from experiments import stability
 from tests.programs import call
 
 CASES = stability.cases()
-FAST = ('titans_linear', 'deltanet_chunk_64_step_1', 'moneta_norm_not_clamped')  # fail within a thousand tokens
+FAST = ('deltanet_chunk_64_step_1', 'moneta_norm_not_clamped')  # fail within a thousand tokens
+QUICK = ('deltanet', 'titans_linear', 'titans_lmm', 'yaad', 'memora', 'moneta', 'rwkv7')
 
 
 def failures(name, tokens):
     return set(stability.failures(stability.drive(CASES[name], tokens, jax.random.key(0))))
 
 
-@pytest.mark.parametrize('name', [name for name in CASES if name not in FAST])
+@pytest.mark.parametrize('name', QUICK)
 def test_a_memory_holds_at_its_strongest_writes(name):
     assert failures(name, 1024) <= set(CASES[name].fails)
 
