@@ -41,7 +41,7 @@ from jattn.typing import Array, PyTree
 
 LENGTHS = ['1024', '4096', '16384', '65536', '262144']
 _CHUNK = flags.DEFINE_integer('chunk', 1024, 'Tokens of a call.', lower_bound=1)
-_LENGTHS = flags.DEFINE_list('lengths', LENGTHS, 'Needles: tokens of the streams.')
+flags.declare_key_flag('lengths')
 _DEPTHS = flags.DEFINE_list('depths', ['0', '0.5', '1'], 'Needles: where they lie, 0 (the start) to 1 (the end).')
 _NEEDLES = flags.DEFINE_integer('needles', 4, 'Needles: streams a depth.', lower_bound=1)
 _SEED = flags.DEFINE_integer('stream_seed', 0, 'Needles: the seed of the streams.')
@@ -171,7 +171,7 @@ def _end(run: Pass) -> None:
 
 def _needles(opened: Opened) -> list[dict[str, Any]]:
     """The table of lengths and depths."""
-    lengths = [_number(int, 'lengths', text) for text in _LENGTHS.value]
+    lengths = [_number(int, 'lengths', text) for text in cli.LENGTHS.value or LENGTHS]
     depths = [_number(float, 'depths', text) for text in _DEPTHS.value]
     for depth in depths:
         if not 0 <= depth <= 1:

@@ -26,7 +26,8 @@ from absl import flags
 
 from experiments import cli
 
-LENGTHS = flags.DEFINE_list('lengths', None, 'Lengths of the sequences, comma-separated; default: those of the record.')
+LENGTHS = cli.LENGTHS
+flags.declare_key_flag('lengths')
 PAIRS = flags.DEFINE_integer('pairs', 20, 'Turns at most, where a turn is short.', lower_bound=3)
 flags.declare_key_flag(cli.OUT.name)
 

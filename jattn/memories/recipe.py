@@ -43,7 +43,7 @@ class Recipe:
         qk_norm: whether q and k have length 1.
         scaled: whether q is divided by sqrt(K).
         rotary: q and k are turned by their position in the document, or in the chunk.
-        complement_keys: k = 1 - decay (HGRN2).
+        complement_keys: k = 1 - decay (HGRN2); there is no projection of k.
         erase_scale: what is erased is read along sigmoid(d) k, d learned a head (Comba).
         query_correction: initial D of q - D p, p the erasing key (Comba); None: none.
         normaliser: y is divided by what the same memory makes of values 1 (linear attention).
@@ -155,7 +155,8 @@ class ReadIn(nn.Module):
         cfg, recipe, steps = self.cfg, self.cfg.recipe, self.cfg.learner.steps
         groups, axes = recipe.groups(cfg), ('embed', 'heads', 'head')
         q = Linear((groups, cfg.keys), axes, name='qk_proj' if recipe.shared_qk else 'q_proj')(x)
-        k = q if recipe.shared_qk else Linear((steps * groups, cfg.keys), axes, name='k_proj')(x)
+        has_keys = not (recipe.shared_qk or recipe.complement_keys)  # else k comes of q's projection, or of the decay
+        k = q if not has_keys else Linear((steps * groups, cfg.keys), axes, name='k_proj')(x)
         v = Linear((steps * cfg.heads, cfg.head_values), axes, name='v_proj')(x)
         shapes, flat = [h.shape for h in (q, k, v)], [h.reshape(*h.shape[:2], -1) for h in (q, k, v)]
         if recipe.convolution:

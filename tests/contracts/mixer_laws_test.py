@@ -28,7 +28,8 @@ VARIANTS = {
 }
 ENTRIES = {name: cfg.tiny() for name, cfg in (MIXERS | VARIANTS).items()}
 CAUSAL = [name for name, cfg in ENTRIES.items() if cfg.causal]
-BATCH, TOKENS, TOLERANCE = 2, 16, 2e-4
+BATCH, TOKENS = 2, 16
+TOLERANCE = 5e-4  # memories that learn amplify rounding (Moneta most); tests/memories/paths_test.py has float64
 
 
 def over(names):

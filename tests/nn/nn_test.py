@@ -7,13 +7,13 @@ import pytest
 from flax import linen as nn
 
 from jattn.contract import Context, Cursor, locate
+from jattn.flops import count_flops
 from jattn.nn.feed_forward import ACTIVATIONS, FeedForwardConfig
 from jattn.nn.linear import Linear
 from jattn.nn.losses import Mean, cross_entropy
 from jattn.nn.norm import NORMS
 from jattn.nn.rotary import rotate
 from jattn.nn.short_convolution import short_convolution
-from tests.contracts.flop_counter import count_flops
 
 
 def normal(*shape, seed=0):
