@@ -66,6 +66,8 @@ class Gate:
             raise ValueError(f"gate.per={self.per!r} must be 'head' or 'channel'")
         if self.rank is not None and self.rank < 1:
             raise ValueError(f'gate.rank={self.rank} must be at least 1, or None for a full projection')
+        if not 0 <= self.lower < 1:
+            raise ValueError(f'gate.lower={self.lower} must be at least 0 and below 1')
         if self.bound is not None and self.bound <= 0:
             raise ValueError(f'gate.bound={self.bound} must be positive, or None for the stable one')
 
@@ -113,7 +115,7 @@ class GateModule(nn.Module):
         if kind == 'bounded':
             return -self.limit * jax.nn.sigmoid(z)
         if kind == 'complement':
-            return jnp.log(self.gate.lower + (1 - self.gate.lower) * jax.nn.sigmoid(z))
+            return _at_least(jax.nn.log_sigmoid(z), self.gate.lower)
         if as_log:
             return math.log(self.limit) + jax.nn.log_sigmoid(z) / self.gate.temperature
         return self.limit * jax.nn.sigmoid(z)
@@ -149,6 +151,11 @@ class GateModule(nn.Module):
 
         rate = self.param('decay_rate', nn.with_logical_partitioning(init, ('heads',)), (self.heads,), jnp.float32)
         return rate.reshape(1, 1, -1, *[1] * (z.ndim - 3))
+
+
+def _at_least(log_decay: Array, lower: float) -> Array:
+    """log(lower + (1 - lower) exp(log_decay)), by logs alone: the decay itself may underflow."""
+    return jnp.logaddexp(math.log(lower), math.log1p(-lower) + log_decay) if lower else log_decay
 
 
 def _time_step_bias(key: Key, shape: Shape, dtype: jnp.dtype) -> Array:

@@ -6,6 +6,7 @@
 | momentum | S_t = m_t S_{t-1} - theta_t g_t | Titans |
 | omega | - theta_t sum_{t-w<i<=t} gamma_i g_i | Omega rule (Behrouz et al. 2025, Atlas) |
 | implicit | the minimiser of the loss plus the distance: theta / (1 + theta k.k) for l2 | Longhorn |
+| diagonal | the same with the diagonal of k k^T alone: every entry of the matrix for itself | Longhorn as published |
 | muon | once a chunk, the orthogonalised sum of the chunk's steps | Atlas, LaCT |
 | products | n gradient steps a token, each on its own key and value | DeltaProduct |
 | ridge | the minimiser of all past losses, solved anew at every token | MesaNet |
@@ -36,6 +37,8 @@ class Learner:
         momentum: whether steps are accumulated with the momentum gate.
         window: w, how many last tokens' losses a step descends, each weighted by the window gate; 1: its own alone.
         solver: 'gradient', 'implicit' (the proximal step, exact for l2) or 'ridge' (the minimiser of all past losses).
+        diagonal: the implicit step with the diagonal of k k^T alone, d still theta / (1 + theta k.k): an entry of the
+            memory meets its own key and value channel only, and theta may be per value channel.
         steps: gradient steps a token, each with a key and a value of its own.
         per_chunk: steps are summed over a chunk and applied at its end; reads see the weights at its start.
         orthogonal: the sum of a chunk (with its momentum) is orthogonalised, weight by weight (Muon).
@@ -48,6 +51,7 @@ class Learner:
     momentum: bool = False
     window: int = 1
     solver: str = 'gradient'
+    diagonal: bool = False
     steps: int = 1
     per_chunk: bool = False
     orthogonal: bool = False
@@ -70,6 +74,8 @@ class Learner:
             raise ValueError(
                 f'learner.solver={self.solver!r} is a step of its own: no momentum, window or further steps'
             )
+        if self.diagonal and self.solver != 'implicit':
+            raise ValueError(f"learner.diagonal=True is a form of solver='implicit', not of {self.solver!r}")
         if self.steps > 1 and others:
             raise ValueError(f'learner.steps={self.steps} goes with plain gradient descent alone')
         if self.averaged and (self.momentum or self.window > 1 or self.per_chunk):
@@ -80,9 +86,13 @@ class Learner:
             )
 
 
-def implicit_step(step: Float[Array, 'B T H'], k: Float[Array, 'B T H K']) -> Float[Array, 'B T H']:
-    """The proximal step of l2: argmin_S |S - S'|^2 + theta |v - S^T k|^2 is a delta step of theta / (1 + theta k.k)."""
-    return step / (1 + step * jnp.sum(jnp.square(k.astype(step.dtype)), axis=-1))
+def implicit_step(step: Float[Array, '*N'], k: Float[Array, '... K']) -> Float[Array, '*N']:
+    """The proximal step of l2: argmin_S |S - S'|^2 + theta |v - S^T k|^2 is a delta step of theta / (1 + theta k.k).
+
+    A step per value channel has one axis more than one per head.
+    """
+    size = jnp.sum(jnp.square(k.astype(step.dtype)), axis=-1, keepdims=step.ndim == k.ndim)
+    return step / (1 + step * size)
 
 
 def orthogonalise(x: Float[Array, 'M N'], iterations: int = 5) -> Float[Array, 'M N']:
@@ -109,6 +119,7 @@ LEARNERS: dict[str, Learner] = {
     'momentum': Learner(momentum=True),
     'omega': Learner(window=4),
     'implicit': Learner(solver='implicit'),
+    'diagonal': Learner(solver='implicit', diagonal=True),
     'muon': Learner(momentum=True, per_chunk=True, orthogonal=True),
     'products': Learner(steps=2, error='decayed'),
     'ridge': Learner(solver='ridge'),

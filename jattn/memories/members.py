@@ -13,7 +13,7 @@
 | kimi_delta | Kimi Team 2025, Kimi Linear | matrix | l2 | decay a channel | gradient descent |
 | comba | Hu et al. 2025, Comba | matrix | l2, erasing along a scaled key | decay | gradient descent |
 | delta_product | Siems et al. 2025, DeltaProduct | matrix | l2 | decay | several steps a token |
-| longhorn | Liu et al. 2024, Longhorn | matrix | l2 | keep | implicit |
+| longhorn | Liu et al. 2024, Longhorn | matrix | l2 | keep | implicit (as published: `diagonal`, a step a channel) |
 | rwkv7 | Peng et al. 2025, RWKV-7 | matrix | l2, erasing along a key of its own | decay a channel | gradient descent |
 | mesa | von Oswald et al. 2025, MesaNet | matrix | l2 | decay | ridge |
 | ttt_linear, ttt_mlp | Sun et al. 2024, TTT | 1 or 2 layers, residual, norm | l2 | keep | gradient descent, averaged |
@@ -27,6 +27,8 @@
 
 Chunks are 16, the size for small models; `jattn/models/sizes.py` has the papers' models, with chunks of 64.
 """
+
+import dataclasses
 
 from jattn.memories.architecture import MLP, Gated
 from jattn.memories.bias import LP, Dot, Erasing, Huber
@@ -144,7 +146,7 @@ MEMORIES: dict[str, MemoryConfig] = {
         retention=Decay(),
         learner=Learner(solver='ridge'),
         gates=Gates(decay=KEEP),
-        recipe=Recipe(convolves_values=False),
+        recipe=Recipe(convolves_values=False, gate='none'),
     ),
     'ttt_linear': MemoryConfig(
         architecture=MLP(depth=1, use_bias=True, init_std=0.02, epsilon=1e-6),
@@ -215,3 +217,20 @@ MEMORIES: dict[str, MemoryConfig] = {
         **DEEP,
     ),
 }
+
+
+def with_lower_bounds(cfg: MemoryConfig, layers: int) -> tuple[MemoryConfig, ...]:
+    """A mixer for every layer whose decays are at least 0, 1/L, ..., (L-1)/L: HGRN2's bounds as they start.
+
+    HGRN2 learns them, as running sums over the layers of a softmax over the layers, one a channel; here they stay.
+
+    >>> [cfg.gates.decay.lower for cfg in with_lower_bounds(MEMORIES['hgrn2'], 4)]
+    [0.0, 0.25, 0.5, 0.75]
+    """
+    return tuple(
+        dataclasses.replace(
+            cfg,
+            gates=dataclasses.replace(cfg.gates, decay=dataclasses.replace(cfg.gates.decay, lower=layer / layers)),
+        )
+        for layer in range(layers)
+    )

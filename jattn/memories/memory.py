@@ -175,7 +175,7 @@ class MemoryConfig(MixerConfig):
                 f'learner.solver={learner.solver!r} needs a matrix, the l2 bias, a linear retention and chunk=1',
             ),
             (
-                learner.solver != 'gradient' and gates.step.per == 'channel',
+                learner.solver != 'gradient' and not learner.diagonal and gates.step.per == 'channel',
                 f'learner.solver={learner.solver!r} takes a step per head',
             ),
             (
@@ -229,7 +229,7 @@ class MemoryConfig(MixerConfig):
         """The path in force."""
         if self.path != 'auto':
             return self.path
-        return next(name for name, module in paths.PATHS.items() if module.refusal(self) is None)
+        return next(name for name, path in paths.PATHS.items() if path.refusal(self) is None)
 
     @property
     def step_bound(self) -> float:

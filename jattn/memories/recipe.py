@@ -138,8 +138,6 @@ class ReadIn(nn.Module):
             q, k = _unit(q), _unit(k)
         if recipe.rotary != 'none':
             q, k = (self._rotate(h, rows, place) for h in (q, k))
-        if recipe.scaled:
-            q = q / math.sqrt(cfg.keys)
         erase = None
         if recipe.erase_scale:
             scale = self._per_head('erase_scale', nn.initializers.zeros, k)
@@ -148,6 +146,8 @@ class ReadIn(nn.Module):
             if recipe.query_correction is not None:
                 init = nn.initializers.constant(recipe.query_correction)
                 q = q - self._per_head('query_correction', init, q).astype(q.dtype) * along
+        if recipe.scaled:
+            q = q / math.sqrt(cfg.keys)
         return Tokens(q=q, k=k, v=v, erase=erase, **gates), tails
 
     def _project(self, x: Array, rows: Rows, tails: PyTree) -> tuple[Array, Array, Array, PyTree]:
@@ -159,15 +159,15 @@ class ReadIn(nn.Module):
         k = q if not has_keys else Linear((steps * groups, cfg.keys), axes, name='k_proj')(x)
         v = Linear((steps * cfg.heads, cfg.head_values), axes, name='v_proj')(x)
         shapes, flat = [h.shape for h in (q, k, v)], [h.reshape(*h.shape[:2], -1) for h in (q, k, v)]
+        count = 3 if recipe.convolves_values or not recipe.convolution else 2
         if recipe.convolution:
-            count = 3 if recipe.convolves_values else 2
             joined, tails = ShortConvolution(recipe.convolution, name='conv')(
                 jnp.concatenate(flat[:count], axis=-1), rows, tails
             )
             borders = [flat[0].shape[-1], flat[0].shape[-1] + flat[1].shape[-1]][: count - 1]
             flat[:count] = jnp.split(joined, borders, axis=-1)
         if recipe.convolution_activation:
-            flat = [jax.nn.silu(h) for h in flat]
+            flat[:count] = [jax.nn.silu(h) for h in flat[:count]]
         q, k, v = (h.reshape(shape) for h, shape in zip(flat, shapes))
         if steps > 1:
             k, v = (h.reshape(*h.shape[:2], -1, steps, h.shape[-1]) for h in (k, v))

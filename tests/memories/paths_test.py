@@ -22,6 +22,7 @@ from jattn.memories.paths import PATHS
 from jattn.memories.paths.state import Fresh, empty_cell
 from jattn.memories.retention import KL, Bregman, Decay, ElasticNet, FDivergence, Keep, Lq, RowNorm
 from jattn.memories.tokens import Tokens, place
+from jattn.ops.fast_weights import dual
 
 B, T, H, K = 2, 19, 2, 4
 STEP, DECAY, MOMENTUM = Gate(), Gate(bias=2.0), Gate(bound=0.95)
@@ -112,6 +113,7 @@ EXACT = {
     'momentum': memory(retention=Decay(), learner=Learner(momentum=True), learned_start=True),
     'momentum, kept': memory(learner=Learner(momentum=True)),
     'implicit': memory(retention=Decay(), learner=Learner(solver='implicit')),
+    'diagonal': memory(retention=Decay(), learner=Learner(solver='implicit', diagonal=True), step=Gate(per='channel')),
     'products': memory(retention=Decay(), learner=Learner(steps=3, error='decayed'), learned_start=True),
     'dot, channels': memory(bias=Dot(), retention=Decay(), decay=PER_CHANNEL, learned_start=True),
     'l2, channels': memory(retention=Decay(), decay=PER_CHANNEL, learner=Learner(error='decayed'), learned_start=True),
@@ -285,6 +287,24 @@ def test_documents_and_padding_in_a_row_equal_separate_calls(name, path):
         expected, _ = whole(cfg, 'generic', alone, initial, slow)
         assert_near(packed[row, first:last], expected[row, : last - first])
     assert not np.any(packed[1, :8])
+
+
+@pytest.mark.parametrize('name', ['l2, raw', 'l2, raw, channels', 'ridge', 'depth 3', 'blind, momentum'])
+def test_weights_after_a_call_answer_as_its_last_token_reads(name):
+    cfg = (CHUNKED | EXACT | {'ridge': memory(retention=Decay(), learner=Learner(solver='ridge', iterations=6))})[name]
+    path, (initial, slow) = cfg.running_path, start(cfg)
+    if name == 'ridge':
+        slow = {'ridge': jnp.zeros((H, K))}
+    tokens = draw(cfg, 17)  # ends with the first token of a chunk
+    _, (_, _, after) = resume(cfg, path, tokens, initial, slow, first_state(cfg, path), jnp.ones((B, 17), jnp.int32))
+    y = whole(cfg, path, tokens, initial, slow, jnp.ones((B, 17), jnp.int32))[0]
+    weights = PATHS[path].weights(cfg, make_fresh(cfg, initial, slow), after)
+
+    def head(weights, q, slow):
+        return cfg.architecture.forward(lambda layer, x: dual.apply(weights[layer], x), q, slow)
+
+    answers = jax.vmap(jax.vmap(head), in_axes=(0, 0, None))(weights, tokens.q[:, -1, :, None], slow)[:, :, 0]
+    assert_near(answers, y[:, -1])
 
 
 def test_a_document_that_starts_inside_a_chunk_reads_nan():

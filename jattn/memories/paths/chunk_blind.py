@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jattn.contract import Rows
 from jattn.memories.paths import chunked
 from jattn.memories.paths.chunked import Slots
-from jattn.memories.paths.generic import empty_state, fresh_state, readings, weights  # noqa: F401
 from jattn.memories.paths.state import Cell, Fresh
 from jattn.memories.tokens import Places, Tokens
 from jattn.ops.fast_weights import dual

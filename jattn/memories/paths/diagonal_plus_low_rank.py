@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jattn.contract import Rows
 from jattn.memories.learner import implicit_step
 from jattn.memories.paths.exact import matrix_refusal
-from jattn.memories.paths.matrix import MatrixState, empty_state, fresh_state, readings, start, weights  # noqa: F401
+from jattn.memories.paths.matrix import MatrixState, start
 from jattn.memories.paths.state import Fresh
 from jattn.memories.tokens import Places, Tokens
 from jattn.ops import diagonal_plus_low_rank, gated_delta_rule, gated_linear_attention

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jattn.contract import Rows
 from jattn.memories.learner import implicit_step
-from jattn.memories.paths.matrix import MatrixState, Start, empty_state, fresh_state, readings, start, weights  # noqa: F401
+from jattn.memories.paths.matrix import MatrixState, Start, start
 from jattn.memories.paths.state import Fresh
 from jattn.memories.tokens import Places, Tokens
 from jattn.ops import gated_delta_rule, gated_linear_attention
@@ -41,12 +41,16 @@ def matrix_refusal(cfg: Any) -> str | None:
         return 'its retention is not linear in the weights'
     if learner.solver == 'ridge':
         return 'the ridge solver has a path of its own'
+    if learner.diagonal:
+        return 'a step that keeps the diagonal of k k^T alone has a path of its own'
     if learner.window > 1 or learner.per_chunk or learner.averaged or learner.reads == 'before':
         return 'its learner needs gradients at the start of chunks'
     if cfg.chunk > 1:
         return f'chunk={cfg.chunk} takes gradients at the start of chunks'
     if learner.momentum and cfg.bias.is_constant:
         return 'momentum goes with the l2 bias'
+    if learner.momentum and learner.error == 'decayed':
+        return 'momentum takes its errors at the weights before the decay'
     if cfg.gates.step.per == 'channel' and not cfg.bias.is_constant:
         return 'its step is per value channel'
     return None

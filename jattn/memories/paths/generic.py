@@ -18,6 +18,7 @@ from flax import struct
 from jax import lax
 
 from jattn.contract import Rows
+from jattn.memories.learner import implicit_step
 from jattn.memories.paths.state import Cell, Fresh, Recent, choose, empty_cell, norm, settled, shares
 from jattn.memories.tokens import Places, Tokens
 from jattn.ops.fast_weights import dual
@@ -152,6 +153,7 @@ def _online(cfg: Any, cell: Cell, token: Tokens, place: Array, fresh: Fresh) -> 
     surprise, size = [], []
     for n in range(learner.steps):
         one = token if learner.steps == 1 else token.replace(k=token.k[n], v=token.v[n], step=token.step[n])
+        one = one.replace(step=implicit_step(one.step, one.k)) if learner.solver == 'implicit' else one
         kept = jnp.ones((), anchor[0].dtype) if decay is None or n else decay
         at = tuple(kept * w for w in anchor) if learner.error == 'decayed' else anchor
         weights = keep.weights(at, fresh.initial, fresh.slow)
@@ -209,11 +211,7 @@ def _read_weights(parts: dual.Parts, cell: Cell, share: Array) -> Weights:
 
 def _theta(cfg: Any, token: Tokens) -> Array:
     """The step's size; per channel it is part of the error instead."""
-    if cfg.gates.step.per == 'channel':
-        return jnp.ones((), token.step.dtype)
-    if cfg.learner.solver == 'implicit':
-        return token.step / (1 + token.step * jnp.sum(jnp.square(token.k)))
-    return token.step
+    return jnp.ones((), token.step.dtype) if cfg.gates.step.per == 'channel' else token.step
 
 
 def _forward(cfg: Any, weights: Weights, x: Array, slow: dict[str, Array]) -> Array:
@@ -225,9 +223,12 @@ def _gradient(
     cfg: Any, weights: Weights, token: Tokens, recent: Recent | None, slow: dict[str, Array]
 ) -> tuple[Weights, Recent | None]:
     """The gradient of the token's inner loss (of its window's losses), and the window's new memory."""
+    k, v = token.k[None], token.v[None]
+    if cfg.learner.diagonal:  # a pair a key channel: their k k^T sum up to the diagonal of the token's
+        k, v = jnp.diag(token.k), jnp.broadcast_to(v, (len(token.k), v.shape[-1]))
     own = Recent(
-        k=token.k[None],
-        v=token.v[None],
+        k=k,
+        v=v,
         weight=jnp.ones(1, weights[0].dtype) if token.weight is None else token.weight[None],
         threshold=None if token.threshold is None else token.threshold[None],
         channels=token.step[None] if cfg.gates.step.per == 'channel' else None,

@@ -21,6 +21,7 @@ from jattn.memories.learner import RIDGE_FLOOR
 from jattn.memories.paths.state import Fresh
 from jattn.memories.tokens import Places, Tokens
 from jattn.ops import gated_linear_attention
+from jattn.ops.fast_weights.dual import Weights
 from jattn.typing import Array, Float, at_least_float32
 
 
@@ -71,10 +72,7 @@ def recurrence(
     log_decay = jnp.zeros_like(tokens.step) if tokens.log_decay is None else tokens.log_decay
 
     def solve(gram: Array, b: Array) -> Array:
-        def matvec(x: Array) -> Array:
-            return jnp.einsum('bhkl,bhl->bhk', gram, x, precision='highest') + ridge * x
-
-        return conjugate_gradients(matvec, b, cfg.learner.iterations)
+        return _solve(cfg, gram, ridge, b[:, :, None])[:, :, 0]
 
     def token(state: tuple, inputs: tuple) -> tuple[tuple, tuple]:
         q, k, v, step, log_decay, real, new = inputs
@@ -127,6 +125,24 @@ def run(
     x = lax.custom_linear_solve(matvec, tokens.q.astype(dtype), solve, symmetric=True)
     y, after = sums(x, tokens.v, memory)
     return y, None if gram is None else RidgeState(gram=sums(x, k, gram)[1], memory=after)
+
+
+def weights(cfg: Any, fresh: Fresh, memory: RidgeState) -> Weights:
+    """G^T (H + Diag(lambda))^-1 [B, H, V, K], the matrix whose product with a query is the answer to it."""
+    unit = jnp.broadcast_to(jnp.eye(cfg.keys, dtype=memory.gram.dtype), memory.gram.shape)
+    inverse = _solve(cfg, memory.gram, _ridge(fresh), unit)
+    return (jnp.einsum('bhkv,bhkl->bhvl', memory.memory, inverse, precision='highest'),)
+
+
+def _solve(
+    cfg: Any, gram: Float[Array, 'B H K K'], ridge: Array, b: Float[Array, 'B H N K']
+) -> Float[Array, 'B H N K']:
+    """(H + Diag(lambda))^-1 of N vectors."""
+
+    def matvec(x: Array) -> Array:
+        return jnp.einsum('bhkl,bhnl->bhnk', gram, x, precision='highest') + ridge[:, :, None] * x
+
+    return conjugate_gradients(matvec, b, cfg.learner.iterations)
 
 
 def _ridge(fresh: Fresh) -> Float[Array, '1 H K']:
