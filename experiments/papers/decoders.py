@@ -10,7 +10,7 @@ corpus' windows are picked by it from an array that holds them all.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -75,15 +75,20 @@ class _Loss:
         return self.setting.data.loss(outputs, batch).value()
 
 
-def train(setting: Setting, key: Key) -> tuple[PyTree, dict[str, PyTree]]:
+def train(setting: Setting, key: Key, params: PyTree | None = None) -> tuple[PyTree, dict[str, PyTree]]:
     """The fitted parameters and the losses along the way (`fit`); parameters and batches from two halves of the key.
+
+    Args:
+        setting: the decoder, its data and its steps.
+        key: of the seed.
+        params: where to start; None: at new ones.
 
     Raises:
         FloatingPointError: the loss is not finite; says after which step.
     """
     init_key, data_key = jax.random.split(key)
-    params, optimizer = _start(setting, init_key), _optimizer(setting)
-    return fit(params, _Loss(setting), optimizer, setting.steps, data_key, setting.steps_per_call)
+    params = _start(setting, init_key) if params is None else params
+    return fit(params, _Loss(setting), _optimizer(setting), setting.steps, data_key, setting.steps_per_call)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -138,7 +143,7 @@ def score_windows(setting: Setting, params: PyTree, rows: int = 512) -> dict[str
 
 
 def compare(
-    settings: Mapping[str, Setting],
+    settings: Mapping[str, Setting | Sequence[Setting]],
     seeds: int,
     measure: Callable[[Setting, PyTree], PyTree],
     say: Callable[[str], None],
@@ -147,7 +152,7 @@ def compare(
     """Trains every setting with every seed and measures it; seed n of all settings sees the same batches.
 
     Args:
-        settings: by name.
+        settings: by name; several are stages of one training, each from the last one's parameters.
         seeds: how many.
         measure: (setting, fitted parameters) -> what is kept.
         say: told of every run: its name, its last loss.
@@ -157,16 +162,19 @@ def compare(
         name -> what was measured of every seed. A run whose loss is not finite leaves None, and says so.
     """
     found: dict[str, list[PyTree]] = {name: [] for name in settings}
-    for name, setting in settings.items():
+    for name, stages in settings.items():
+        stages = [stages] if isinstance(stages, Setting) else stages
         for seed in range(seeds):
+            params, stage_key = None, jax.random.fold_in(key, seed)
             try:
-                params, trace = train(setting, jax.random.fold_in(key, seed))
+                for stage in stages:
+                    params, trace = train(stage, stage_key, params)
             except FloatingPointError as error:
                 say(f'{name}, seed {seed}: {error}')
                 found[name].append(None)
                 continue
-            found[name].append(measure(setting, params))
-            say(f'{name}, seed {seed}: loss {trace["loss"][-1]:.3f} in the last {setting.steps_per_call} steps')
+            found[name].append(measure(stage, params))
+            say(f'{name}, seed {seed}: loss {trace["loss"][-1]:.3f} in the last {stage.steps_per_call} steps')
         jax.clear_caches()  # a setting's programs are of no use to the next, and there are many
     return found
 

@@ -25,5 +25,7 @@ def test_another_rows_recurrence_is_told_apart():
 def test_rows_are_run_with_the_choices_of_their_members():
     for row in ROWS.values():
         cfg, member = config(row), MEMORIES[row.member]
-        for choice in ('architecture', 'bias', 'retention', 'learner', 'gates'):
+        assert row.retention in (None, cfg.retention)
+        own = () if row.retention else ('retention',)
+        for choice in ('architecture', 'bias', 'learner', 'gates', *own):
             assert getattr(cfg, choice) == getattr(member, choice)

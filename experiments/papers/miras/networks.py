@@ -115,9 +115,13 @@ def titans(s: Stream) -> Array:
     return np.stack(reads)
 
 
-def yaad(s: Stream) -> Array:
-    """W_t = a W_{t-1} - eta g of the Huber loss: rows of the error beyond delta keep its direction, at length delta."""
+def yaad(s: Stream, towards_start: bool = False) -> Array:
+    """W_t = a W_{t-1} - eta g of the Huber loss: rows of the error beyond delta keep its direction, at length delta.
+
+    With `towards_start` what is forgotten leaves W_0 behind: W_t = W_0 + a (W_{t-1} - W_0) - eta g.
+    """
     network, reads = Network(gelu), []
+    rest = [w if towards_start else np.zeros_like(w) for w in s.initial]
     weights, start = list(s.initial), list(s.initial)
     for t in range(len(s.q)):
         if t % s.chunk == 0:
@@ -128,7 +132,7 @@ def yaad(s: Stream) -> Array:
             return s.step[t] * error * min(1, s.threshold[t] / np.linalg.norm(error))
 
         found = network.gradients(start, s.k[t], s.slow, huber)
-        weights = [s.decay[t] * w - g for w, g in zip(weights, found)]
+        weights = [r + s.decay[t] * (w - r) - g for r, w, g in zip(rest, weights, found)]
         reads.append(network.answer(weights, s.q[t], s.slow))
     return np.stack(reads)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.papers.miras.networks import Network, gelu, memora, moneta, titans, ttt, yaad
 from experiments.papers.miras.stream import Stream
+from jattn.memories.retention import Decay, Retention
 from jattn.typing import Array, Float
 
 Recurrence = Callable[[Stream], Float[Array, 'T V']]
@@ -118,6 +119,7 @@ class Row:
     Attributes:
         member: its name in `MEMORIES`.
         recurrence: what it must equal.
+        retention: in place of the member's, where the paper prints another; None: the member's own.
         value_decays: the memory's values and reads are scaled so that value channels decay as `value_decay` says: with
             B_t their running product, W = Diag(B_t) W~, where W~ writes v / B_t and is read times B_t.
     """
@@ -125,6 +127,7 @@ class Row:
     member: str
     recurrence: Recurrence
     value_decays: bool = False
+    retention: Retention | None = None
 
 
 _TTT = functools.partial(Network, use_bias=True, epsilon=1e-6)
@@ -145,6 +148,7 @@ ROWS: dict[str, Row] = {
     'TTT-MLP': Row('ttt_mlp', ttt(_TTT(gelu))),
     'Titans LMM': Row('titans_lmm', titans),
     'Moneta': Row('moneta', moneta),
-    'Yaad': Row('yaad', yaad),
+    'Yaad': Row('yaad', yaad, retention=Decay()),
+    'Yaad, forgetting towards W_0': Row('yaad', functools.partial(yaad, towards_start=True)),
     'Memora': Row('memora', memora),
 }

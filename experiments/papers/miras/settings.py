@@ -26,7 +26,7 @@ class Size:
         recall_steps, recall_batch: of every mixer.
         passkey: the passkey task.
         passkey_mixers: what is trained on it, by name.
-        passkey_steps, passkey_batch: of every mixer.
+        passkey_steps, passkey_batch: of every mixer, after `lengths.FIRST` of short rows.
         lengths: at which the passkey decoders are tried.
         sweep: (p, q) of Moneta; none: no sweep.
         books: whether the table of language models is made.
@@ -69,7 +69,7 @@ _SMALL = Size(
     recall_batch=32,
     passkey=Passkey(tokens=256, digits=1, keys=4, noise=16),
     passkey_mixers=('moneta', 'yaad', 'memora', 'deltanet', 'linear_attention'),
-    passkey_steps=200,
+    passkey_steps=100,
     passkey_batch=8,
     lengths=(256, 1024, 4096),
     sweep=SWEEP,

@@ -29,7 +29,8 @@ BATCH, TOKENS = 2, 21  # several chunks of 4, the last not full
 
 def config(row: Row) -> MemoryConfig:
     """The row's member, of a small size; what it reads before a document is left out."""
-    return dataclasses.replace(MEMORIES[row.member].tiny(), persistent=0)
+    cfg = MEMORIES[row.member].tiny()
+    return dataclasses.replace(cfg, persistent=0, retention=row.retention or cfg.retention)
 
 
 def largest_error(row: Row, seed: int = 0, dtype: type = np.float32) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -96,17 +97,16 @@ def ablation_lines(found: Found, size: Size) -> list[Line]:
         )
         for part, value in added.items()
     ]
-    order = sorted(added, key=lambda part: -added[part] if math.isfinite(added[part]) else -math.inf)
+    pairs = list(itertools.pairwise(size.ablations))
     return [
         *out,
-        Line(
+        Line.count(
             PAPER,
-            'recall: the parts of Titans by the loss they save',
-            ' > '.join(size.ablations),
-            ' > '.join(order),
-            order == list(size.ablations),
-            "the paper's order is that of language models; losses added: "
-            + ', '.join(f'{part} {added[part]:+.3f}' for part in order),
+            f'recall: parts that save more loss than the next, of {", ".join(size.ablations)}',
+            sum(added[part] > added[after] for part, after in pairs),
+            of=len(pairs),
+            note="the paper's order is that of language models; losses added: "
+            + ', '.join(f'{part} {value:+.3f}' for part, value in added.items()),
         ),
     ]
 
