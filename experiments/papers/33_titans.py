@@ -1,6 +1,6 @@
 """Paper 33, "Titans: Learning to Memorize at Test Time": a memory that learns while it reads, alone or with attention.
 
-    python -m experiments.claims --only=33 --out=runs/claims                        fifteen minutes of CPU time
+    python -m experiments.claims --only=33 --out=runs/claims                        ten minutes on two cores
     python -m experiments.claims --only=33 --data_dir=DIR                           forecasts on DIR/ett/ETTh1.csv.gz
     python -m experiments.claims --only=33 --size=tiny                              one minute: that everything runs
 
@@ -10,9 +10,8 @@ its parts is worth something (decay most, then momentum, convolution, depth, per
 T = 256 is kept at 4096, where windowed attention alone falls to chance; on forecasts it is no worse than softmax.
 
 Choices: decoders of two layers of width 64 without feed-forward, two heads; the memory's hidden layers twice as wide
-as its keys, and there is no norm in it (`titans/settings.py` says why). Recall has chunks of 4, because its contexts
-have 10 tokens: with one chunk a context, all gradients would be taken at the same weights. Linear attention is as
-published, without a convolution.
+as its keys. Recall has chunks of 4, because its contexts have 10 tokens: with one chunk a context, all gradients would
+be taken at the same weights. Linear attention is as published, without a convolution.
 """
 
 from experiments.papers.contract import ClaimContext, Line

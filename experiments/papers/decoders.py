@@ -8,6 +8,7 @@ key see the same batches: a testbed's rows are drawn from the step's key inside 
 corpus' windows are picked by it from an array that holds them all.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from jattn.training.optimizer import AdamWConfig
 from jattn.typing import Array, Key, PyTree
 
 Data = Task | SeriesConfig
+WORKERS = 2  # settings at a time: compilation and small operations keep one core busy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,21 +163,26 @@ def compare(
     Returns:
         name -> what was measured of every seed. A run whose loss is not finite leaves None, and says so.
     """
-    found: dict[str, list[PyTree]] = {name: [] for name in settings}
-    for name, stages in settings.items():
+
+    def runs(name: str) -> list[PyTree]:
+        stages = settings[name]
         stages = [stages] if isinstance(stages, Setting) else stages
-        for seed in range(seeds):
-            params, stage_key = None, jax.random.fold_in(key, seed)
-            try:
-                for stage in stages:
-                    params, trace = train(stage, stage_key, params)
-            except FloatingPointError as error:
-                say(f'{name}, seed {seed}: {error}')
-                found[name].append(None)
-                continue
-            found[name].append(measure(stage, params))
-            say(f'{name}, seed {seed}: loss {trace["loss"][-1]:.3f} in the last {stage.steps_per_call} steps')
-        jax.clear_caches()  # a setting's programs are of no use to the next, and there are many
+        return [run(name, stages, seed) for seed in range(seeds)]
+
+    def run(name: str, stages: Sequence[Setting], seed: int) -> PyTree:
+        params, seed_key = None, jax.random.fold_in(key, seed)
+        try:
+            for stage in stages:
+                params, trace = train(stage, seed_key, params)
+        except FloatingPointError as error:
+            say(f'{name}, seed {seed}: {error}')
+            return None
+        say(f'{name}, seed {seed}: loss {trace["loss"][-1]:.3f} in the last {stage.steps_per_call} steps')
+        return measure(stage, params)
+
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        found = dict(zip(settings, pool.map(runs, settings)))
+    jax.clear_caches()  # these settings' programs are of no use to what comes next
     return found
 
 

@@ -178,6 +178,7 @@ class MemoryConfig(MixerConfig):
                 learner.solver != 'gradient' and not learner.diagonal and gates.step.per == 'channel',
                 f'learner.solver={learner.solver!r} takes a step per head',
             ),
+            (self.bias.erases and gates.step.per == 'channel', 'erasing along keys of its own takes a step per head'),
             (
                 learner.steps > 1 and not (linear and isinstance(self.bias, L2) and self.chunk == 1),
                 f'learner.steps={learner.steps} needs a matrix, the l2 bias, a linear retention and chunk=1',
@@ -442,7 +443,8 @@ class Memory(nn.Module):
             init = nn.with_logical_partitioning(nn.initializers.constant(value), ('heads', 'head')[: 1 + len(shape)])
             slow[name] = self.param(name, init, (cfg.heads, *shape), jnp.float32)
         if cfg.learner.averaged:
-            offsets = self.param('offsets', nn.initializers.zeros, (cfg.chunk,), jnp.float32)
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('tap',))
+            offsets = self.param('offsets', zeros, (cfg.chunk,), jnp.float32)
             slow['offsets'] = _rows(offsets, cfg.heads)
         return slow
 

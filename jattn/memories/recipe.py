@@ -201,8 +201,8 @@ class ReadIn(nn.Module):
 
     def _polynomial(self, x: Array, name: str) -> Array:
         """a_1 x + a_2 x^2, element by element: the degree-2 features of Atlas without their cross terms."""
-        powers = self.param(name, lambda *_: jnp.array([1.0, 0.5], jnp.float32))
-        powers = powers.astype(x.dtype)
+        init = lambda *_: jnp.array([1.0, 0.5], jnp.float32)
+        powers = self.param(name, nn.with_logical_partitioning(init, ('tap',))).astype(x.dtype)
         return powers[0] * x + powers[1] * jnp.square(x)
 
     def _per_head(self, name: str, init: Any, like: Array) -> Array:

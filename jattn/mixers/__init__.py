@@ -6,12 +6,20 @@
 | rg_lru | De et al. 2024, Griffin | vector | rg_lru.py |
 | titans_mac | Behrouz et al. 2025, Titans | a memory, its weights at the segment's start, keys | titans.py |
 | titans_mag, titans_mal | the same | a memory, a ring of keys | titans.py |
+| aaren | Feng et al. 2024, Attention as an RNN | a maximum and two sums | aaren.py |
+| mamba | Gu and Dao 2023, Mamba (S6) | N numbers a channel, a convolution's tail | mamba.py |
+| qlstm | Sieber et al. 2024, Dynamical Systems Framework | a vector, a convolution's tail | qlstm.py |
+| normalized_attention | the same | matrix a head | normalized_attention.py |
 
 and every memory, from linear attention to Titans and Miras: `jattn/memories/members.py` is their table.
 """
 
 from jattn.contract import MixerConfig
 from jattn.memories import MEMORIES
+from jattn.mixers.aaren import AarenConfig
+from jattn.mixers.mamba import MambaConfig
+from jattn.mixers.normalized_attention import NormalizedAttentionConfig
+from jattn.mixers.qlstm import QLSTMConfig
 from jattn.mixers.rg_lru import RGLRUConfig
 from jattn.mixers.softmax import SoftmaxConfig
 from jattn.mixers.titans import ContextTitansConfig, WindowedTitansConfig
@@ -23,4 +31,8 @@ MIXERS: dict[str, MixerConfig] = {
     'titans_mac': ContextTitansConfig(),
     'titans_mag': WindowedTitansConfig(arrangement='gate'),
     'titans_mal': WindowedTitansConfig(arrangement='layer'),
+    'aaren': AarenConfig(),
+    'mamba': MambaConfig(),
+    'qlstm': QLSTMConfig(),
+    'normalized_attention': NormalizedAttentionConfig(),
 }

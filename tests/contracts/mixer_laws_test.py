@@ -19,12 +19,20 @@ from flax import linen as nn
 from jattn.contract import Context
 from jattn.flops import count_flops
 from jattn.mixers import MIXERS, SoftmaxConfig
+from jattn.mixers.aaren import AarenConfig
+from jattn.mixers.mamba import MambaConfig
+from jattn.mixers.normalized_attention import NormalizedAttentionConfig
+from jattn.mixers.qlstm import QLSTMConfig
 from jattn.taps import Edit
 
 VARIANTS = {
     'softmax[window,sinks]': SoftmaxConfig(window=4, sinks=2),
     'softmax[grouped,qk_norm,softcap]': SoftmaxConfig(key_heads=2, qk_norm=True, softcap=5.0, rotary_base=None),
     'softmax[multi_query,head_dim]': SoftmaxConfig(key_heads=1, head_dim=16),
+    'aaren[scan,fold_query]': AarenConfig(chunk=None, fold_query=True),
+    'mamba[alone]': MambaConfig(alone=True),
+    'qlstm[reversed]': QLSTMConfig(forget='reversed'),
+    'normalized_attention[softplus]': NormalizedAttentionConfig(normaliser='softplus', use_bias=False),
 }
 ENTRIES = {name: cfg.tiny() for name, cfg in (MIXERS | VARIANTS).items()}
 CAUSAL = [name for name, cfg in ENTRIES.items() if cfg.causal]
@@ -40,9 +48,15 @@ entries, causal_entries = over(ENTRIES), over(CAUSAL)
 
 
 @functools.cache
-def variables_of(name):
+def boxed_variables(name):
+    """Those of init, with the logical names of their axes."""
     cfg = ENTRIES[name]
-    variables = jax.jit(cfg.make().init)(jax.random.key(0), inputs(), full_context(cfg))
+    return jax.jit(cfg.make().init)(jax.random.key(0), inputs(), full_context(cfg))
+
+
+@functools.cache
+def variables_of(name):
+    variables = boxed_variables(name)
     leaves, tree = jax.tree.flatten(nn.unbox(variables))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return jax.tree.unflatten(tree, [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
@@ -221,6 +235,13 @@ def test_every_parameter_gets_a_finite_gradient(name):
     chex.assert_tree_all_finite(grads)
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert np.max(np.abs(grad)) > 0, f'no gradient reaches {jax.tree_util.keystr(path)}'
+
+
+@entries
+def test_every_parameter_has_logical_names(name):
+    boxed = jax.tree.leaves(boxed_variables(name), is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    for box in boxed:
+        assert isinstance(box, nn.LogicallyPartitioned) and len(box.names) == box.value.ndim
 
 
 @entries

@@ -49,6 +49,9 @@ ILLEGAL = {
     'as many key as value channels': change('titans_lmm', width=32, value_width=2.0),
     'must be a multiple of heads=3': change('deltanet', width=32, heads=3),
     "kind='tanh' must be one of": lambda: Gate(kind='tanh'),
+    'erasing along keys of its own takes a step per head': lambda: dataclasses.replace(
+        MEMORIES['comba'], gates=dataclasses.replace(MEMORIES['comba'].gates, step=Gate(per='channel'))
+    ),
     'segment=20 must be a multiple of memory.chunk=16': lambda: dataclasses.replace(MIXERS['titans_mac'], segment=20),
     'window=0 must be at least 1, ': lambda: MIXERS['softmax'].__class__(window=0),
     'the mixer gives its own tokens': lambda: dataclasses.replace(MIXERS['titans_mag'], memory=MEMORIES['titans_lmm']),
@@ -109,24 +112,6 @@ def test_a_memory_that_never_steps_reads_its_fading_start():
     _, (log_decay, before), params = captured(LMM, ('log_decay', 'state_0'), edits=silent)
     kept = np.exp(np.sum(log_decay, axis=1))
     np.testing.assert_allclose(before, kept[..., None, None] * np.asarray(params['memory_0'].value)[None], rtol=1e-5)
-
-
-def test_weights_that_keep_nothing_are_the_momentum_alone():
-    """alpha = 1: W_t = S_t; with momentum off and theta = 1 a matrix holds the last pair alone."""
-    cfg = dataclasses.replace(
-        MEMORIES['titans_linear'].tiny(),
-        persistent=0,
-        gates=Gates(
-            step=Gate(kind='constant'),
-            decay=Gate(kind='constant', bound=1e-30),
-            momentum=Gate(kind='constant', bound=1e-9),
-        ),
-    )
-    _, (k, v, state), _ = captured(cfg, ('k', 'v', 'state'))
-    last = np.asarray(k)[:, -1][..., None] * np.asarray(v)[:, -1][..., None, :]
-    # The error was taken at the weights before, which held the pair before.
-    before = np.asarray(k)[:, -2][..., None] * (np.asarray(v)[:, -2][..., None, :])
-    assert np.linalg.norm(state - last) < np.linalg.norm(before) * 1.5
 
 
 def test_delta_is_never_felt_when_it_is_infinite():
