@@ -36,21 +36,21 @@ def source(context: ClaimContext) -> str | None:
 
 def measure(context: ClaimContext, size: Size) -> Found:
     """horizon -> mixer -> metrics of every seed, over all windows of the test split."""
-    found = {}
-    for horizon in size.horizons:
-        data = SeriesConfig(path=source(context), horizon=horizon)
-        settings = {
-            name: Setting(
-                model=DecoderConfig(width=size.series_width, layers=2, mixer=(mixer,), remat='none'),
-                data=data,
-                steps=size.series_steps,
-                batch=size.series_batch,
-                optimizer=AdamWConfig(peak_lr=2e-3, warmup_steps=50),
-            )
-            for name, mixer in (('LMM', lmm(CHUNK)), ('softmax', SoftmaxConfig(heads=HEADS)))
-        }
-        found[horizon] = compare(settings, size.seeds, score_windows, context.say, context.key(300 + horizon))
-    return found
+    mixers = {'LMM': lmm(CHUNK), 'softmax': SoftmaxConfig(heads=HEADS)}
+    settings = {
+        (horizon, name): Setting(
+            model=DecoderConfig(width=size.series_width, layers=2, mixer=(mixer,), remat='none'),
+            data=SeriesConfig(path=source(context), horizon=horizon),
+            steps=size.series_steps,
+            batch=size.series_batch,
+            optimizer=AdamWConfig(peak_lr=2e-3, warmup_steps=50),
+        )
+        for name, mixer in mixers.items()
+        for horizon in size.horizons
+    }
+    named = {f'{name}, horizon {horizon}': setting for (horizon, name), setting in settings.items()}
+    found = dict(zip(settings, compare(named, size.seeds, score_windows, context.say, context.key(300)).values()))
+    return {horizon: {name: found[horizon, name] for name in mixers} for horizon in size.horizons}
 
 
 def lines(found: Found, context: ClaimContext) -> list[Line]:
