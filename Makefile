@@ -6,8 +6,6 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready$(if $(ACCELERATOR),-$(ACCELERATOR))
 # Two workers by default: most of a test is compilation, which uses one core.
 WORKERS ?= 2
-# CACHE=1 keeps compiled tests in .cache/ for the next run.
-export CACHE
 
 .PHONY: demo test test-all lint clean
 
