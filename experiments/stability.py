@@ -53,7 +53,7 @@ from jattn.memories.learner import RIDGE_INIT
 from jattn.memories.paths import PATHS, matrix
 from jattn.memories.paths.matrix import MatrixState
 from jattn.memories.paths.ridge import RidgeState
-from jattn.memories.paths.state import Fresh, empty_cell
+from jattn.memories.paths.state import Fresh
 from jattn.memories.retention import Lq
 from jattn.memories.tokens import Tokens, place
 from jattn.training.writers import show
@@ -285,7 +285,7 @@ def first_state(cfg: MemoryConfig, rows: int) -> tuple[tuple, Fresh]:
     slow = {name: jnp.full((HEADS, *shape), value, jnp.float32) for name, (shape, value) in wanted.items()}
     if cfg.learner.averaged:
         slow['offsets'] = jnp.zeros((HEADS, cfg.chunk))
-    fresh = Fresh(initial, slow, jax.vmap(functools.partial(empty_cell, cfg))(initial, slow))
+    fresh = Fresh.of(cfg, initial, slow)
     memory = PATHS[cfg.running_path].empty_state(cfg, rows)
     return (Cursor.fresh(rows), jnp.zeros(rows, jnp.int32), memory), fresh
 

@@ -11,7 +11,7 @@ corpus' windows are picked by it from an array that holds them all.
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ class Setting:
         batch: rows of a step.
         optimizer: AdamW, with its schedule.
         steps_per_call: of a compiled call; divides `steps`.
+        after: an earlier stage of the training, whose parameters this one starts from; None: it starts at new ones.
     """
 
     model: DecoderConfig
@@ -49,6 +50,7 @@ class Setting:
     batch: int
     optimizer: AdamWConfig = AdamWConfig(peak_lr=3e-3, warmup_steps=50)
     steps_per_call: int = 50
+    after: 'Setting | None' = None
 
     @property
     def module(self) -> nn.Module:
@@ -77,19 +79,14 @@ class _Loss:
         return self.setting.data.loss(outputs, batch).value()
 
 
-def train(setting: Setting, key: Key, params: PyTree | None = None) -> tuple[PyTree, dict[str, PyTree]]:
+def train(setting: Setting, key: Key) -> tuple[PyTree, dict[str, PyTree]]:
     """The fitted parameters and the losses along the way (`fit`); parameters and batches from two halves of the key.
-
-    Args:
-        setting: the decoder, its data and its steps.
-        key: of the seed.
-        params: where to start; None: at new ones.
 
     Raises:
         FloatingPointError: the loss is not finite; says after which step.
     """
     init_key, data_key = jax.random.split(key)
-    params = _start(setting, init_key) if params is None else params
+    params = train(setting.after, key)[0] if setting.after else _start(setting, init_key)
     return fit(params, _Loss(setting), _optimizer(setting), setting.steps, data_key, setting.steps_per_call)
 
 
@@ -145,7 +142,7 @@ def score_windows(setting: Setting, params: PyTree, rows: int = 512) -> dict[str
 
 
 def compare(
-    settings: Mapping[str, Setting | Sequence[Setting]],
+    settings: Mapping[str, Setting],
     seeds: int,
     measure: Callable[[Setting, PyTree], PyTree],
     say: Callable[[str], None],
@@ -154,7 +151,7 @@ def compare(
     """Trains every setting with every seed and measures it; seed n of all settings sees the same batches.
 
     Args:
-        settings: by name; several are stages of one training, each from the last one's parameters.
+        settings: by name.
         seeds: how many.
         measure: (setting, fitted parameters) -> what is kept.
         say: told of every run: its name, its last loss.
@@ -165,20 +162,16 @@ def compare(
     """
 
     def runs(name: str) -> list[PyTree]:
-        stages = settings[name]
-        stages = [stages] if isinstance(stages, Setting) else stages
-        return [run(name, stages, seed) for seed in range(seeds)]
+        return [run(name, settings[name], seed) for seed in range(seeds)]
 
-    def run(name: str, stages: Sequence[Setting], seed: int) -> PyTree:
-        params, seed_key = None, jax.random.fold_in(key, seed)
+    def run(name: str, setting: Setting, seed: int) -> PyTree:
         try:
-            for stage in stages:
-                params, trace = train(stage, seed_key, params)
+            params, trace = train(setting, jax.random.fold_in(key, seed))
         except FloatingPointError as error:
             say(f'{name}, seed {seed}: {error}')
             return None
-        say(f'{name}, seed {seed}: loss {trace["loss"][-1]:.3f} in the last {stage.steps_per_call} steps')
-        return measure(stage, params)
+        say(f'{name}, seed {seed}: loss {trace["loss"][-1]:.3f} in the last {setting.steps_per_call} steps')
+        return measure(setting, params)
 
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         found = dict(zip(settings, pool.map(runs, settings)))

@@ -50,7 +50,7 @@ def accuracies(
         peak_lr: of AdamW; a third of it on the task's own rows.
     """
 
-    def stages(mixer: MixerConfig) -> list[Setting]:
+    def setting(mixer: MixerConfig) -> Setting:
         own = Setting(
             model=DecoderConfig(width=width, layers=2, mixer=(mixer,), feed_forward=None, remat='none'),
             data=task,
@@ -67,9 +67,9 @@ def accuracies(
             optimizer=AdamWConfig(peak_lr=peak_lr, warmup_steps=20),
             steps_per_call=50,
         )
-        return [short, own]
+        return dataclasses.replace(own, after=short)
 
-    settings = {name: stages(mixer) for name, mixer in mixers.items()}
+    settings = {name: setting(mixer) for name, mixer in mixers.items()}
 
     def measure(setting: Setting, params: PyTree) -> list[float]:
         found = []

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jattn.contract import Rows
 from jattn.memories import MemoryConfig
 from jattn.memories.paths import PATHS
-from jattn.memories.paths.state import Fresh, empty_cell
+from jattn.memories.paths.state import Fresh
 from jattn.memories.tokens import Tokens, place
 from jattn.typing import Array, Float, Key
 
@@ -68,7 +68,7 @@ def read_back(
         log_momentum=jnp.where(writes, jnp.log(momentum), STOPPED) if cfg.learner.momentum else None,
     )
     initial = (jnp.zeros((1, values.shape[-1], dim)),)
-    fresh = Fresh(initial, {}, jax.vmap(functools.partial(empty_cell, cfg))(initial, {}))
+    fresh = Fresh.of(cfg, initial, {})
     places = place(Rows(), (batch, k.shape[1]), cfg.chunk, None)
     y, _ = PATHS[cfg.running_path].run(cfg, tokens, Rows(), places, fresh, None)
     return y[:, -pairs:, 0]

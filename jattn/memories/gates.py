@@ -24,12 +24,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jattn.nn.linear import Linear
+from jattn.nn.time_step import time_step_bias
 from jattn.typing import Array, Float, Key, Shape, at_least_float32
 
 VALUE_KINDS = ('constant', 'sigmoid', 'softplus', 'time_step')
 LOG_KINDS = ('constant', 'sigmoid', 'time_step', 'bounded', 'complement', 'retnet', 'lightning')
 FIXED = ('constant', 'retnet', 'lightning')  # no parameters
-TIME_STEPS = (1e-3, 0.1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class GateModule(nn.Module):
         else:
             low = Linear((self.gate.rank,), ('embed', 'rank'), name='down_proj')(x)
             z = Linear(self.features, ('rank', *axes), name='up_proj')(low)
-        init = _time_step_bias if self.gate.kind == 'time_step' else nn.initializers.constant(self.gate.bias)
+        init = time_step_bias if self.gate.kind == 'time_step' else nn.initializers.constant(self.gate.bias)
         bias = self.param('bias', nn.with_logical_partitioning(init, axes), self.features, jnp.float32)
         return z.astype(at_least_float32(z)) + bias[None, None]
 
@@ -156,13 +156,6 @@ class GateModule(nn.Module):
 def _at_least(log_decay: Array, lower: float) -> Array:
     """log(lower + (1 - lower) exp(log_decay)), by logs alone: the decay itself may underflow."""
     return jnp.logaddexp(math.log(lower), math.log1p(-lower) + log_decay) if lower else log_decay
-
-
-def _time_step_bias(key: Key, shape: Shape, dtype: jnp.dtype) -> Array:
-    """softplus^-1 of a log-uniform time step."""
-    low, high = (math.log(x) for x in TIME_STEPS)
-    dt = jnp.exp(jax.random.uniform(key, shape, dtype, low, high))
-    return dt + jnp.log(-jnp.expm1(-dt))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ fast one when somebody reads taps: surprise (norm of the inner gradient), write_
 """
 
 import dataclasses
-import functools
 from typing import Any, Self
 
 import jax
@@ -28,7 +27,7 @@ from jattn.memories.bias import L2, Bias
 from jattn.memories.gates import Gates
 from jattn.memories.learner import RIDGE_INIT, Learner
 from jattn.memories.paths import generic
-from jattn.memories.paths.state import Fresh, empty_cell
+from jattn.memories.paths.state import Fresh
 from jattn.memories.recipe import Recipe
 from jattn.memories.retention import Decay, Keep, Retention
 from jattn.memories.tokens import Places, Tokens, place
@@ -400,7 +399,7 @@ class Memory(nn.Module):
         """What a document starts with: the learned weights, after the persistent tokens; and the reads of these."""
         cfg = self.cfg
         initial, slow = self._initial(), self._slow()
-        fresh = Fresh(initial, slow, jax.vmap(functools.partial(empty_cell, cfg))(initial, slow))
+        fresh = Fresh.of(cfg, initial, slow)
         if not cfg.persistent:
             return fresh, None
         if learned is None:

@@ -28,12 +28,11 @@ from jax import lax
 from jattn.contract import Context, Cursor, MixerConfig, locate
 from jattn.nn.linear import Linear
 from jattn.nn.short_convolution import ShortConvolution
+from jattn.nn.time_step import time_step_bias
 from jattn.ops import linear_scan
 from jattn.ops import segments as documents
 from jattn.taps import tap
 from jattn.typing import Array, Float, Int32, Key, Shape, at_least_float32
-
-TIME_STEPS, SMALLEST_STEP = (1e-3, 0.1), 1e-4
 
 
 @struct.dataclass
@@ -160,7 +159,7 @@ class Mamba(nn.Module):
         selected = Linear((rank + 2 * cfg.state_size,), ('mlp', 'rank'), name='selection_proj')(u)
         step, write, read = jnp.split(selected, [rank, rank + cfg.state_size], axis=-1)
         step = Linear((cfg.channels,), ('rank', 'mlp'), init=_uniform_by_rank, name='step_proj')(step)
-        bias = self._parameter('step_bias', _init_step_bias, (cfg.channels,))
+        bias = self._parameter('step_bias', time_step_bias, (cfg.channels,))
         wide = at_least_float32(u)
         step = jax.nn.softplus(step.astype(wide) + bias[None, None])
         write, read = self._one_head('k', write), self._one_head('q', read)
@@ -240,10 +239,3 @@ def selective_scan(
 def _uniform_by_rank(key: Key, shape: Shape, dtype: jnp.dtype) -> Array:
     """Uniform within +-1 / sqrt(rank): the time steps vary as much as what they are made of."""
     return jax.random.uniform(key, shape, dtype, -(shape[0] ** -0.5), shape[0] ** -0.5)
-
-
-def _init_step_bias(key: Key, shape: Shape, dtype: jnp.dtype) -> Array:
-    """The inverse softplus of time steps log-uniform between TIME_STEPS."""
-    low, high = (math.log(step) for step in TIME_STEPS)
-    step = jnp.maximum(jnp.exp(jax.random.uniform(key, shape, dtype, low, high)), SMALLEST_STEP)
-    return step + jnp.log(-jnp.expm1(-step))

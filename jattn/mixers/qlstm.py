@@ -21,12 +21,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jattn.contract import Context, Cursor, MixerConfig, locate
-from jattn.mixers.rg_lru import VectorState
+from jattn.contract import Context, MixerConfig, locate
 from jattn.nn.linear import Linear
 from jattn.nn.short_convolution import ShortConvolution
-from jattn.ops import linear_scan
-from jattn.taps import captures, tap
+from jattn.nn.vector_state import VectorState, scan
+from jattn.taps import tap
 from jattn.typing import Array, Float, at_least_float32
 
 FORGET = ('sigmoid', 'reversed')
@@ -73,11 +72,7 @@ class QLSTMConfig(MixerConfig):
 
     def init_state(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.bfloat16) -> VectorState:
         del capacity  # constant in the length
-        return VectorState(
-            cursor=Cursor.fresh(batch),
-            hidden=jnp.zeros((batch, self.channels), jnp.float32),
-            tail=jnp.zeros((batch, self.taps - 1, self.channels), dtype),
-        )
+        return VectorState.fresh(batch, self.channels, self.taps, dtype)
 
     def flops(self, tokens: int) -> int:
         return 2 * tokens * self.channels * 3 * (self.require_width() + self.channels)
@@ -101,17 +96,7 @@ class QLSTM(nn.Module):
         u, tail = ShortConvolution(cfg.taps, name='conv')(u, rows, None if state is None else state.tail)
         u = tap(self, 'v', u[:, :, None])[:, :, 0]
         kept, written, read = jnp.moveaxis(self._gates(u), 2, 0)
-        h = linear_scan(
-            kept,
-            written * u.astype(written.dtype),
-            initial_state=None if state is None else rows.enter(state.hidden, jnp.zeros((), jnp.float32)),
-            return_state=state is not None or captures(self),
-            segments=rows.segments,
-            implementation=cfg.implementation,
-        )
-        if state is not None or captures(self):
-            h, hidden = h
-            hidden = tap(self, 'state', hidden)
+        h, hidden = scan(self, kept, written * u.astype(written.dtype), rows, state, cfg.implementation)
         gate = jax.nn.gelu(Linear((cfg.channels,), ('embed', 'mlp'), name='gate_proj')(x))
         z = tap(self, 'z', (gate * (read * h).astype(x.dtype))[:, :, None])
         y = Linear(x.shape[-1:], ('mlp', 'embed'), name='o_proj')(z[:, :, 0])

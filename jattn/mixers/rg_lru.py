@@ -16,29 +16,13 @@ from typing import ClassVar, Self
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 
-from jattn.contract import Context, Cursor, MixerConfig, divide, locate
+from jattn.contract import Context, MixerConfig, divide, locate
 from jattn.nn.linear import Linear
 from jattn.nn.short_convolution import ShortConvolution
-from jattn.ops import linear_scan
-from jattn.taps import captures, tap
+from jattn.nn.vector_state import VectorState, scan
+from jattn.taps import tap
 from jattn.typing import Array, Float, Key, at_least_float32
-
-
-@struct.dataclass
-class VectorState:
-    """The state of a diagonal recurrence.
-
-    Attributes:
-        cursor: where the rows stand.
-        hidden: h [B, R] float32.
-        tail: [B, W-1, R], the last inputs of the convolution.
-    """
-
-    cursor: Cursor
-    hidden: Float[Array, 'B R']
-    tail: Float[Array, 'B W-1 R']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,12 +60,7 @@ class RGLRUConfig(MixerConfig):
 
     def init_state(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.bfloat16) -> VectorState:
         del capacity  # constant in the length
-        width = self.heads * self.channels
-        return VectorState(
-            cursor=Cursor.fresh(batch),
-            hidden=jnp.zeros((batch, width), jnp.float32),
-            tail=jnp.zeros((batch, self.taps - 1, width), dtype),
-        )
+        return VectorState.fresh(batch, self.heads * self.channels, self.taps, dtype)
 
     def flops(self, tokens: int) -> int:
         width = self.heads * self.channels
@@ -112,17 +91,8 @@ class RGLRU(nn.Module):
         log_a = -cfg.sharpness * jax.nn.softplus(decay).reshape(1, 1, -1) * gates[:, :, 0]
         # 1 - a^2 without cancellation; the floor keeps the gradient of the root finite where a rounds to 1.
         scale = jnp.sqrt(jnp.maximum(-jnp.expm1(2 * log_a), 1e-12))
-        h = linear_scan(
-            jnp.exp(log_a),
-            scale * gates[:, :, 1] * u.astype(scale.dtype),
-            initial_state=None if state is None else rows.enter(state.hidden, jnp.zeros((), jnp.float32)),
-            return_state=state is not None or captures(self),
-            segments=rows.segments,
-            implementation=cfg.implementation,
-        )
-        if state is not None or captures(self):
-            h, hidden = h
-            hidden = tap(self, 'state', hidden)
+        added = scale * gates[:, :, 1] * u.astype(scale.dtype)
+        h, hidden = scan(self, jnp.exp(log_a), added, rows, state, cfg.implementation)
         gate = jax.nn.gelu(Linear((width,), ('embed', 'mlp'), name='gate_proj')(x))
         z = tap(self, 'z', (gate * h.astype(x.dtype)).reshape(by_head))
         y = Linear(x.shape[-1:], ('mlp', 'embed'), name='o_proj')(z.reshape(*x.shape[:2], width))

@@ -12,7 +12,7 @@ from experiments.papers.miras.stream import Stream
 from jattn.contract import Context, locate
 from jattn.memories import MEMORIES
 from jattn.memories.paths import PATHS
-from jattn.memories.paths.state import Fresh, empty_cell
+from jattn.memories.paths.state import Fresh
 from jattn.memories.tokens import Tokens, place
 from tests.memories.published import B, H, K, T
 
@@ -45,7 +45,7 @@ def read(cfg, path, tokens, initial=None, slow=None, segments=None):
     shapes = cfg.architecture.shapes(K, K)
     initial = tuple(jnp.zeros((H, *shape)) for shape in shapes) if initial is None else initial
     slow = slow or {}
-    fresh = Fresh(initial, slow, jax.vmap(functools.partial(empty_cell, cfg))(initial, slow))
+    fresh = Fresh.of(cfg, initial, slow)
     rows = locate(Context(segments=segments), (B, T))
     return PATHS[path].run(cfg, tokens, rows, place(rows, (B, T), cfg.chunk, None), fresh, None)[0]
 

@@ -19,7 +19,7 @@ from jattn.memories.bias import L1, L2, LP, Dot, Huber, Robust
 from jattn.memories.gates import Gate, Gates
 from jattn.memories.learner import Learner
 from jattn.memories.paths import PATHS
-from jattn.memories.paths.state import Fresh, empty_cell
+from jattn.memories.paths.state import Fresh
 from jattn.memories.retention import KL, Bregman, Decay, ElasticNet, FDivergence, Keep, Lq, RowNorm
 from jattn.memories.tokens import Tokens, place
 from jattn.ops.fast_weights import dual
@@ -179,10 +179,6 @@ def start(cfg, seed=5):
     return initial, slow
 
 
-def make_fresh(cfg, initial, slow):
-    return Fresh(initial, slow, jax.vmap(functools.partial(empty_cell, cfg))(initial, slow))
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def whole(cfg, path, tokens, initial, slow, segments=jnp.ones((B, T), jnp.int32)):
     """The outputs of a call without a state, and the gradients of a projection of them by tokens and start."""
@@ -190,7 +186,7 @@ def whole(cfg, path, tokens, initial, slow, segments=jnp.ones((B, T), jnp.int32)
     def loss(tokens, initial, slow):
         rows = locate(Context(segments=segments), tokens.q.shape[:2])
         places = place(rows, tokens.q.shape[:2], cfg.chunk, None)
-        y = PATHS[path].run(cfg, tokens, rows, places, make_fresh(cfg, initial, slow), None)[0]
+        y = PATHS[path].run(cfg, tokens, rows, places, Fresh.of(cfg, initial, slow), None)[0]
         return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)), y
 
     gradients, y = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(tokens, initial, slow)
@@ -203,7 +199,7 @@ def resume(cfg, path, tokens, initial, slow, state, segments):
     cursor, at, before = state
     rows = locate(Context(segments=segments), tokens.q.shape[:2], cursor)
     places = place(rows, tokens.q.shape[:2], cfg.chunk, at)
-    fresh, module = make_fresh(cfg, initial, slow), PATHS[path]
+    fresh, module = Fresh.of(cfg, initial, slow), PATHS[path]
     entered = rows.enter(before, module.fresh_state(cfg, fresh))
     y, after = module.run(cfg, tokens, rows, places, fresh, entered)
     return y, (rows.cursor, places.after, after)
@@ -298,7 +294,7 @@ def test_weights_after_a_call_answer_as_its_last_token_reads(name):
     tokens = draw(cfg, 17)  # ends with the first token of a chunk
     _, (_, _, after) = resume(cfg, path, tokens, initial, slow, first_state(cfg, path), jnp.ones((B, 17), jnp.int32))
     y = whole(cfg, path, tokens, initial, slow, jnp.ones((B, 17), jnp.int32))[0]
-    weights = PATHS[path].weights(cfg, make_fresh(cfg, initial, slow), after)
+    weights = PATHS[path].weights(cfg, Fresh.of(cfg, initial, slow), after)
 
     def head(weights, q, slow):
         return cfg.architecture.forward(lambda layer, x: dual.apply(weights[layer], x), q, slow)

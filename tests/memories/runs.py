@@ -13,7 +13,7 @@ from jattn.memories.gates import Gate, Gates
 from jattn.memories.learner import Learner
 from jattn.memories.paths import PATHS
 from jattn.memories.paths.matrix import MatrixState, cell
-from jattn.memories.paths.state import Fresh, empty_cell
+from jattn.memories.paths.state import Fresh
 from jattn.memories.retention import Decay, Keep
 from jattn.memories.tokens import Tokens, place
 
@@ -77,13 +77,9 @@ def begin(cfg, path, told):
     return cursor, np.zeros(rows, np.int32), jax.tree.map(lambda x: np.zeros(x.shape, told.q.dtype), empty)
 
 
-def make_fresh(cfg, initial, slow):
-    return Fresh(initial, slow, jax.vmap(functools.partial(empty_cell, cfg))(initial, slow))
-
-
 def advance(cfg, path, told, initial, slow, segments, state):
     """Outputs, weights and momentum after a call, and the state to go on from."""
-    fresh = make_fresh(cfg, initial, slow)
+    fresh = Fresh.of(cfg, initial, slow)
     rows = locate(Context(segments=segments), segments.shape, state[0])
     places = place(rows, segments.shape, cfg.chunk, state[1])
     entered = rows.enter(state[2], PATHS[path].fresh_state(cfg, fresh))
@@ -110,7 +106,7 @@ def run(cfg, path, told, initial, slow, segments=None, state=None):
 def reads(cfg, path, told, initial, slow):
     """The outputs of a call without a state."""
     places = place(Rows(), told.q.shape[:2], cfg.chunk, None)
-    return PATHS[path].run(cfg, told, Rows(), places, make_fresh(cfg, initial, slow), None)[0]
+    return PATHS[path].run(cfg, told, Rows(), places, Fresh.of(cfg, initial, slow), None)[0]
 
 
 def assert_near(a, b, tolerance=1e-10):

@@ -14,6 +14,7 @@ from jattn.mixers.aaren import EMPTY, AarenConfig, Stretch, chunked, join, scann
 from jattn.mixers.softmax import SoftmaxConfig
 from jattn.ops import attention
 from jattn.taps import Edit
+from tests.mixers.packed import assert_calls_are
 
 B, T, H, V = 2, 21, 4, 8
 CFG = AarenConfig(width=32, heads=H, chunk=8)
@@ -126,15 +127,7 @@ def test_the_operator_is_associative_and_an_empty_stretch_changes_nothing():
 def test_chunks_of_any_size_and_any_split_give_the_same_outputs(chunk):
     cfg, variables = dataclasses.replace(CFG, chunk=chunk), {'params': parameters()}
     expected, _ = jax.jit(CFG.make().apply)(variables, X, Context(segments=jnp.array(PACKED)))
-    run = jax.jit(cfg.make().apply)
-    state, outputs = cfg.init_state(B, T), []
-    for start in (0, 7, 14):
-        y, state = run(
-            variables, X[:, start : start + 7], Context(segments=jnp.array(PACKED[:, start : start + 7])), state
-        )
-        outputs.append(y)
-    real = PACKED > 0
-    np.testing.assert_allclose(np.concatenate(outputs, 1)[real], np.asarray(expected)[real], atol=1e-5)
+    assert_calls_are(expected, cfg, variables, X, PACKED, size=7)
 
 
 @pytest.mark.parametrize('form', FORMS)

@@ -10,21 +10,14 @@ import pytest
 from flax import linen as nn
 
 from jattn.contract import Context
-from jattn.mixers.mamba import MambaConfig, _init_step_bias, selective_scan
+from jattn.mixers.mamba import MambaConfig, selective_scan
+from jattn.nn.time_step import time_step_bias
 from jattn.taps import Edit
+from tests.mixers.packed import PACKED, X, assert_calls_are, assert_every_document_is, parameters
 
 B, T, N = 2, 13, 4
-X = np.asarray(jax.random.normal(jax.random.key(0), (B, T, 32)))
-PACKED = np.array([[0] * 2 + [3] * 4 + [0] + [4] * 6, [1] * 5 + [2] * 8], np.int32)
 CFG = MambaConfig(width=32, state_size=N, chunk=4)
 ALONE = dataclasses.replace(CFG, alone=True)
-
-
-@functools.cache
-def parameters(cfg):
-    params = nn.unbox(jax.jit(cfg.make().init)(jax.random.key(1), X))['params']
-    random = np.random.default_rng(0)
-    return jax.tree.map(lambda p: p + 0.1 * random.normal(size=p.shape).astype(np.float32), params)
 
 
 def sigmoid(x):
@@ -56,12 +49,7 @@ def recurrence(p, x, cfg):
 
 @pytest.mark.parametrize('cfg', [CFG, ALONE], ids=['block', 'alone'])
 def test_it_is_the_recurrence_of_the_paper_in_every_document(cfg):
-    p = parameters(cfg)
-    with jax.enable_x64(True):
-        packed = Context(segments=jnp.array(PACKED))
-        y, _ = jax.jit(cfg.make().apply)({'params': p}, X.astype(np.float64), packed)
-    for row, start, end in ((0, 2, 6), (0, 7, 13), (1, 0, 5), (1, 5, 13)):
-        np.testing.assert_allclose(y[row, start:end], recurrence(p, X[row, start:end], cfg), atol=1e-10)
+    assert_every_document_is(cfg, recurrence)
 
 
 def test_the_initial_values_are_the_papers():
@@ -70,7 +58,7 @@ def test_the_initial_values_are_the_papers():
     np.testing.assert_array_equal(p['skip'], np.ones(64))
     assert p['step_proj']['kernel'].shape == (2, 64) and np.max(np.abs(p['step_proj']['kernel'])) <= 2**-0.5
     np.testing.assert_allclose(np.std(p['step_proj']['kernel']), (3 * 2) ** -0.5, rtol=0.15)
-    bias = np.asarray(_init_step_bias(jax.random.key(0), (20_000,), jnp.float32), np.float64)
+    bias = np.asarray(time_step_bias(jax.random.key(0), (20_000,), jnp.float32), np.float64)
     dt = np.log1p(np.exp(bias))
     assert dt.min() > 0.999e-3 and dt.max() < 0.1001
     # mean and standard deviation of a uniform variable between log .001 and log .1, with 5 standard errors
@@ -104,15 +92,9 @@ def test_chunks_of_any_size_have_the_values_and_gradients_of_one_scan(chunk):
 
 @pytest.mark.parametrize('cfg', [CFG, ALONE], ids=['block', 'alone'])
 def test_any_split_of_packed_rows_gives_the_same_outputs(cfg):
-    variables, run = {'params': parameters(cfg)}, jax.jit(cfg.make().apply)
-    whole, _ = run(variables, X, Context(segments=jnp.array(PACKED)))
-    state, outputs = cfg.init_state(B, T, jnp.float32), []
-    for token in range(T):
-        part = slice(token, token + 1)
-        y, state = run(variables, X[:, part], Context(segments=jnp.array(PACKED[:, part])), state)
-        outputs.append(y)
-    real = PACKED > 0
-    np.testing.assert_allclose(np.concatenate(outputs, 1)[real], np.asarray(whole)[real], atol=1e-5)
+    variables = {'params': parameters(cfg)}
+    whole, _ = jax.jit(cfg.make().apply)(variables, X, Context(segments=jnp.array(PACKED)))
+    assert_calls_are(whole, cfg, variables, X, PACKED, size=1)
 
 
 def test_a_time_step_of_zero_holds_the_state_and_a_huge_one_forgets_it():

@@ -12,19 +12,13 @@ from flax import linen as nn
 from jattn.contract import Context
 from jattn.mixers.normalized_attention import NormalizedAttentionConfig
 from jattn.taps import Edit
+from tests.mixers.packed import assert_calls_are, parameters
 
 B, T, H = 2, 21, 4
 X = np.asarray(jax.random.normal(jax.random.key(0), (B, T, 32)))
 PACKED = np.array([[0] * 2 + [3] * 9 + [0] + [4] * 9, [1] * 5 + [2] * 16], np.int32)
 CFG = NormalizedAttentionConfig(width=32, key_dim=16, chunk=8)
 ETA = {'exp': np.exp, 'softplus': lambda z: np.log1p(np.exp(z)), 'sigmoid': lambda z: 1 / (1 + np.exp(-z))}
-
-
-@functools.cache
-def parameters(cfg):
-    params = nn.unbox(jax.jit(cfg.make().init)(jax.random.key(1), X))['params']
-    random = np.random.default_rng(0)
-    return jax.tree.map(lambda p: p + 0.1 * random.normal(size=p.shape).astype(np.float32), params)
 
 
 @functools.cache
@@ -56,13 +50,7 @@ def test_it_is_its_quadratic_form(normaliser):
 def test_any_split_of_packed_rows_gives_the_same_outputs():
     variables = {'params': parameters(CFG)}
     (whole, _), _ = run(CFG)(variables, X, Context(segments=jnp.array(PACKED)))
-    state, outputs = CFG.init_state(B, T), []
-    for start in range(0, T, 7):
-        part = slice(start, start + 7)
-        (y, state), _ = run(CFG)(variables, X[:, part], Context(segments=jnp.array(PACKED[:, part])), state)
-        outputs.append(y)
-    real = PACKED > 0
-    np.testing.assert_allclose(np.concatenate(outputs, 1)[real], np.asarray(whole)[real], atol=1e-4)
+    assert_calls_are(whole, CFG, variables, X, PACKED, size=7, atol=1e-4)
 
 
 def test_the_normaliser_of_a_token_touches_no_other_output():

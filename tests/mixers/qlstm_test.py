@@ -11,19 +11,11 @@ from scipy.special import expit
 
 from jattn.contract import Context
 from jattn.mixers.qlstm import QLSTMConfig
+from tests.mixers.packed import PACKED, X, assert_calls_are, assert_every_document_is, parameters
 
 B, T = 2, 13
-X = np.asarray(jax.random.normal(jax.random.key(0), (B, T, 32)))
-PACKED = np.array([[0] * 2 + [3] * 4 + [0] + [4] * 6, [1] * 5 + [2] * 8], np.int32)
 PLAIN, REVERSED = (QLSTMConfig(width=32, expansion=1.5, forget=forget) for forget in ('sigmoid', 'reversed'))
 variants = pytest.mark.parametrize('cfg', [PLAIN, REVERSED], ids=['sigmoid', 'reversed'])
-
-
-@functools.cache
-def parameters(cfg):
-    params = nn.unbox(jax.jit(cfg.make().init)(jax.random.key(1), X))['params']
-    random = np.random.default_rng(0)
-    return jax.tree.map(lambda p: p + 0.1 * random.normal(size=p.shape).astype(np.float32), params)
 
 
 def recurrence(p, x, cfg):
@@ -45,25 +37,14 @@ def recurrence(p, x, cfg):
 
 @variants
 def test_it_is_the_recurrence_of_the_paper_in_every_document(cfg):
-    p = parameters(cfg)
-    with jax.enable_x64(True):
-        packed = Context(segments=jnp.array(PACKED))
-        y, _ = jax.jit(cfg.make().apply)({'params': p}, X.astype(np.float64), packed)
-    for row, start, end in ((0, 2, 6), (0, 7, 13), (1, 0, 5), (1, 5, 13)):
-        np.testing.assert_allclose(y[row, start:end], recurrence(p, X[row, start:end], cfg), atol=1e-10)
+    assert_every_document_is(cfg, recurrence)
 
 
 @variants
 def test_any_split_of_packed_rows_gives_the_same_outputs(cfg):
-    variables, run = {'params': parameters(cfg)}, jax.jit(cfg.make().apply)
-    whole, _ = run(variables, X, Context(segments=jnp.array(PACKED)))
-    state, outputs = cfg.init_state(B, T, jnp.float32), []
-    for token in range(T):
-        part = slice(token, token + 1)
-        y, state = run(variables, X[:, part], Context(segments=jnp.array(PACKED[:, part])), state)
-        outputs.append(y)
-    real = PACKED > 0
-    np.testing.assert_allclose(np.concatenate(outputs, 1)[real], np.asarray(whole)[real], atol=1e-5)
+    variables = {'params': parameters(cfg)}
+    whole, _ = jax.jit(cfg.make().apply)(variables, X, Context(segments=jnp.array(PACKED)))
+    assert_calls_are(whole, cfg, variables, X, PACKED, size=1)
 
 
 def gates(cfg, p, x=X):

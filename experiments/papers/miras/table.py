@@ -19,7 +19,7 @@ from experiments.papers.miras.stream import Stream
 from jattn.contract import Context, Rows
 from jattn.memories import MEMORIES, MemoryConfig
 from jattn.memories.paths import PATHS
-from jattn.memories.paths.state import Fresh, empty_cell
+from jattn.memories.paths.state import Fresh
 from jattn.memories.tokens import Tokens, place
 from jattn.typing import Array, Float, PyTree
 
@@ -78,7 +78,7 @@ def _run(
     tokens = tokens.replace(extra={})
     if cfg.recipe.normaliser:
         tokens = tokens.replace(v=jnp.concatenate([tokens.v, jnp.ones_like(tokens.v[..., :1])], axis=-1))
-    fresh = Fresh(initial, slow, jax.vmap(functools.partial(empty_cell, cfg))(initial, slow))
+    fresh = Fresh.of(cfg, initial, slow)
     told = tokens if scale is None else tokens.replace(v=tokens.v / scale)
     y, _ = PATHS[cfg.running_path].run(cfg, told, Rows(), places, fresh, None)
     return tokens, y if scale is None else y * scale

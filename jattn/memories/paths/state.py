@@ -3,6 +3,7 @@
 Shapes are those of one head; in a state every leaf of a cell has [B, H] in front, in a fresh one [H].
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -66,6 +67,11 @@ class Fresh:
     initial: Weights
     slow: dict[str, Array]
     cell: Cell
+
+    @classmethod
+    def of(cls, cfg: Any, initial: Weights, slow: dict[str, Array]) -> 'Fresh':
+        """The start with those weights, before any token."""
+        return cls(initial, slow, jax.vmap(functools.partial(empty_cell, cfg))(initial, slow))
 
 
 def empty_cell(cfg: Any, initial: Weights, slow: dict[str, Array]) -> Cell:

@@ -139,7 +139,8 @@ def test_equal_keys_train_equal_decoders_and_score_them_on_equal_rows():
     )
     found = decoders.compare({'a': setting, 'b': setting}, 2, measure, said.append, jax.random.key(0))
     assert found['a'] == found['b'] and found['a'][0] != found['a'][1]
-    assert len(said) == 4 and said[0].startswith('a, seed 0: loss ')
+    told = {f'{name}, seed {seed}' for name in 'ab' for seed in range(2)}  # in the order of the threads
+    assert {line.split(': loss ')[0] for line in said} == told and len(said) == 4
 
 
 def test_every_window_counts_once_in_a_forecasts_error():
