@@ -8,8 +8,8 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Tests are mostly compilation: unoptimised code compiles 40% faster and runs 1.6 times slower, in one part rather than
-# 32 a program a fifth faster; and XLA's emitters of loops from before its fusion emitters (gone since 0.11) take a third.
+# Tests are mostly compilation. Unoptimised code compiles 40% faster and runs 1.6 times slower; a program in one part
+# instead of 32 compiles a fifth faster; XLA's older emitters of loops, gone since 0.11, take a third of the new ones.
 FLAGS = [
     '--xla_force_host_platform_device_count=4',
     '--xla_backend_optimization_level=0',
