@@ -104,24 +104,17 @@ def _optimizer(setting: Setting) -> optax.GradientTransformation:
     return setting.optimizer.make(setting.steps, nn.get_partition_spec(boxed))
 
 
-def score(setting: Setting, params: PyTree, draw: Callable[[Key], Batch], batches: int, key: Key) -> dict[str, float]:
-    """The data's metrics, over so many batches of `draw` (equal keys: the same rows for every setting).
+def score(setting: Setting, params: PyTree, task: Task, rows: int, batches: int, key: Key) -> dict[str, float]:
+    """The data's metrics over `batches` batches of `rows` rows; equal keys are the same rows for every setting.
 
     Args:
         setting: whose model.
         params: fitted ones.
-        draw: key -> rows.
-        batches: how many draws.
+        task: what draws the rows: that of the training, at this or another length.
+        rows, batches: how many.
         key: of the rows.
     """
-
-    @jax.jit
-    def measure(params: PyTree, key: Key) -> PyTree:
-        batch = draw(key)
-        outputs, _ = setting.module.apply({'params': params}, batch.inputs)
-        return setting.data.metrics(outputs, batch)
-
-    return _mean([measure(params, one) for one in jax.random.split(key, batches)])
+    return _mean([_drawn_metrics(setting, task, rows, params, one) for one in jax.random.split(key, batches)])
 
 
 def score_windows(setting: Setting, params: PyTree, rows: int = 512) -> dict[str, float]:
@@ -130,15 +123,21 @@ def score_windows(setting: Setting, params: PyTree, rows: int = 512) -> dict[str
     count = len(windows.targets)
     padded = jax.tree.map(lambda leaf: np.pad(leaf, ((0, -count % rows), *[(0, 0)] * (leaf.ndim - 1))), windows)
 
-    @jax.jit
-    def measure(params: PyTree, batch: Batch) -> PyTree:
-        outputs, _ = setting.module.apply({'params': params}, batch.inputs)
-        return setting.data.metrics(outputs, batch)
-
     def piece(at: int) -> Batch:
         return jax.tree.map(lambda leaf: leaf[at : at + rows], padded)
 
-    return _mean([measure(params, piece(at)) for at in range(0, count, rows)])
+    return _mean([_metrics(setting, params, piece(at)) for at in range(0, count, rows)])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _metrics(setting: Setting, params: PyTree, batch: Batch) -> PyTree:
+    outputs, _ = setting.module.apply({'params': params}, batch.inputs)
+    return setting.data.metrics(outputs, batch)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _drawn_metrics(setting: Setting, task: Task, rows: int, params: PyTree, key: Key) -> PyTree:
+    return _metrics(setting, params, task.sample(key, rows))
 
 
 def compare(

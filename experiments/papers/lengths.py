@@ -5,7 +5,6 @@ tokens. The training starts with `FIRST`, short rows, and ends with the task's o
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -19,6 +18,7 @@ from jattn.typing import Float, Key, PyTree
 
 FIRST = dict(tokens=32, batch=64, steps=150)  # before the rows of the task's own length
 ROWS = 2**15  # tokens of an evaluation batch: long rows come in small batches
+QUESTIONS = 32  # at the least, one a row
 
 
 def accuracies(
@@ -30,7 +30,6 @@ def accuracies(
     steps: int,
     batch: int,
     seeds: int,
-    batches: int,
     say: Callable[[str], None],
     key: Key,
     peak_lr: float = 5e-3,
@@ -44,7 +43,6 @@ def accuracies(
         width: of the decoders.
         steps, batch: of a training, after `FIRST`.
         seeds: trainings a mixer.
-        batches: of an evaluation, of `ROWS` tokens each.
         say: told of every training.
         key: root of all randomness.
         peak_lr: of AdamW; a third of it on the task's own rows.
@@ -74,8 +72,9 @@ def accuracies(
     def measure(setting: Setting, params: PyTree) -> list[float]:
         found = []
         for length in lengths:
-            draw = functools.partial(task.sample_at, batch=max(ROWS // length, 1), tokens=length)
-            found.append(score(setting, params, draw, batches, key)['accuracy'])
+            rows = max(ROWS // length, 1)
+            longer = dataclasses.replace(task, tokens=length)
+            found.append(score(setting, params, longer, rows, -(-QUESTIONS // rows), key)['accuracy'])
         return found
 
     found = compare(settings, seeds, measure, say, key)

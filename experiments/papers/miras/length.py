@@ -23,8 +23,7 @@ def measure(context: ClaimContext, size: Size) -> Curves:
         width=size.width,
         steps=size.passkey_steps,
         batch=size.passkey_batch,
-        seeds=size.seeds,
-        batches=4,
+        seeds=size.passkey_seeds,
         say=context.say,
         key=context.key(200),
     )
@@ -36,8 +35,8 @@ def lines(curves: Curves, size: Size) -> list[Line]:
     return [
         Line.number(
             PAPER,
-            f'passkey trained at T = {size.lengths[0]}, {size.passkey_steps} steps: accuracy of {name} minus {other} '
-            f'at T = {longest}',
+            f'passkey trained at T = {size.lengths[0]}, {size.passkey_steps} steps, seeds: {size.passkey_seeds}: '
+            f'accuracy of {name} minus {other} at T = {longest}',
             (curves[name] - curves[other]).mean(axis=0)[-1],
             above=0.0,
             note=f'{name} {curve(curves[name], size.lengths)}; {other} {curve(curves[other], size.lengths)}',

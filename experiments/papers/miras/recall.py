@@ -1,7 +1,6 @@
 """Associative recall whose shown values are partly wrong: losses that bend against l2, and Moneta's two norms."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -63,7 +62,7 @@ def measure_sweep(context: ClaimContext, size: Size) -> Found:
 
 
 def _accuracy(setting: Setting, params: PyTree, task: AssociativeRecall, context: ClaimContext) -> float:
-    return score(setting, params, functools.partial(task.sample, batch=256), 4, context.key(900))['accuracy']
+    return score(setting, params, task, 256, 4, context.key(900))['accuracy']
 
 
 def lines(found: Found, size: Size) -> list[Line]:

@@ -18,7 +18,7 @@ class Size:
     Attributes:
         draws: of the lines without training.
         rows: which rows of Table 1 are compared with their own recurrences; None: all.
-        seeds: of every trained comparison.
+        seeds: of every trained comparison but passkey and the sweep, which has one.
         width: D of the decoders, which have two layers without feed-forward.
         recall: the recall task with clean values.
         corrupted: the share of them that is replaced.
@@ -27,6 +27,7 @@ class Size:
         passkey: the passkey task.
         passkey_mixers: what is trained on it, by name.
         passkey_steps, passkey_batch: of every mixer, after `lengths.FIRST` of short rows.
+        passkey_seeds: of these.
         lengths: at which the passkey decoders are tried.
         sweep: (p, q) of Moneta; none: no sweep.
         books: whether the table of language models is made.
@@ -46,6 +47,7 @@ class Size:
     passkey_mixers: tuple[str, ...]
     passkey_steps: int
     passkey_batch: int
+    passkey_seeds: int
     lengths: tuple[int, ...]
     sweep: tuple[tuple[float, float], ...]
     books: bool = False
@@ -71,6 +73,7 @@ _SMALL = Size(
     passkey_mixers=('moneta', 'yaad', 'memora', 'deltanet', 'linear_attention'),
     passkey_steps=100,
     passkey_batch=8,
+    passkey_seeds=1,
     lengths=(256, 1024, 4096),
     sweep=SWEEP,
 )
@@ -97,6 +100,7 @@ _PAPER = dataclasses.replace(
     passkey=Passkey(tokens=256, digits=4),
     passkey_steps=10_000,
     passkey_batch=64,
+    passkey_seeds=3,
     lengths=(256, 1024, 2048, 4096),
     books=True,
     book_steps=20_000,

@@ -18,15 +18,12 @@ Curves = Mapping[str, np.ndarray]
 
 
 def mixers() -> dict[str, MixerConfig]:
-    """Memory alone, memory as context of segments as long as the window, and the window alone."""
+    """Memory as context of segments as long as the window, memory alone, the window alone; the slowest first."""
     memory = lmm(CHUNK)
-    return {
-        'LMM': memory,
-        'MAC': dataclasses.replace(
-            MIXERS['titans_mac'], memory=dataclasses.replace(memory, persistent=0), segment=WINDOW
-        ),
-        'windowed softmax': SoftmaxConfig(heads=HEADS, window=WINDOW),
-    }
+    context = dataclasses.replace(
+        MIXERS['titans_mac'], memory=dataclasses.replace(memory, persistent=0), segment=WINDOW
+    )
+    return {'MAC': context, 'LMM': memory, 'windowed softmax': SoftmaxConfig(heads=HEADS, window=WINDOW)}
 
 
 def measure(context: ClaimContext, size: Size) -> Curves:
@@ -38,8 +35,7 @@ def measure(context: ClaimContext, size: Size) -> Curves:
         width=size.width,
         steps=size.passkey_steps,
         batch=size.passkey_batch,
-        seeds=size.seeds,
-        batches=4,
+        seeds=size.passkey_seeds,
         say=context.say,
         key=context.key(200),
     )
@@ -48,7 +44,7 @@ def measure(context: ClaimContext, size: Size) -> Curves:
 def lines(curves: Curves, size: Size) -> list[Line]:
     """What is kept from the training length to the longest."""
     trained, longest = size.lengths[0], size.lengths[-1]
-    where = f'passkey, {size.passkey_steps} steps'
+    where = f'passkey, {size.passkey_steps} steps, seeds: {size.passkey_seeds}'
     out = []
     for name in ('LMM', 'MAC'):
         first, last = curves[name].mean(axis=0)[[0, -1]]

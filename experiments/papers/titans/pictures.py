@@ -22,7 +22,8 @@ def draw(
     left, middle, right = figure.subplots(1, 3)
     for name, errors in held.items():
         left.plot(list(errors), [values.mean() for values in errors.values()], marker='o', label=name)
-    left.set(xlabel='pairs', ylabel='relative error', title='a 32 x 32 memory without training', ylim=(0, None))
+    left.set(xlabel='pairs', ylabel='relative error', title='a 32 x 32 memory without training')
+    left.set_ylim(0, 1.45)  # room for the legend
     left.set_xticks(list(next(iter(held.values()))))
     left.legend(fontsize=8)
 

@@ -1,7 +1,6 @@
 """Associative recall with overwritten keys: Titans' memory beside others, and without each of its parts."""
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -53,7 +52,7 @@ def measure(context: ClaimContext, size: Size) -> Found:
     """Metrics of every mixer and seed, on the same fresh rows."""
 
     def metrics(setting: Setting, params: PyTree) -> dict[str, float]:
-        return score(setting, params, functools.partial(size.recall.sample, batch=256), 4, context.key(900))
+        return score(setting, params, size.recall, 256, 4, context.key(900))
 
     return compare(settings(size), size.seeds, metrics, context.say, context.key(100))
 

@@ -17,12 +17,13 @@ class Size:
 
     Attributes:
         draws: of the lines without training.
-        seeds: of every trained comparison.
+        seeds: of every trained comparison but passkey.
         width: D of the decoders on recall and passkey; they have two layers without feed-forward.
         recall: the recall task, and its training.
         recall_steps, recall_batch: of every mixer.
         passkey: the passkey task.
         passkey_steps, passkey_batch: of every mixer, after `lengths.FIRST` of short rows.
+        passkey_seeds: of these.
         lengths: at which the passkey decoders are tried; none: passkey is left out.
         horizons: of the forecasts.
         series_steps, series_batch, series_width: of the forecasting decoders.
@@ -39,6 +40,7 @@ class Size:
     passkey: Passkey
     passkey_steps: int
     passkey_batch: int
+    passkey_seeds: int
     lengths: tuple[int, ...]
     horizons: tuple[int, ...]
     series_steps: int
@@ -59,9 +61,10 @@ _SMALL = Size(
     passkey=Passkey(tokens=256, digits=1, keys=4, noise=16),
     passkey_steps=100,
     passkey_batch=8,
+    passkey_seeds=1,
     lengths=(256, 1024, 4096),
     horizons=(96, 192),
-    series_steps=200,
+    series_steps=150,
     series_batch=64,
     series_width=32,
     others=('Gated DeltaNet', 'linear attention', 'softmax'),
@@ -90,6 +93,7 @@ _PAPER = dataclasses.replace(
     passkey=Passkey(tokens=256, digits=4),
     passkey_steps=10_000,
     passkey_batch=64,
+    passkey_seeds=3,
     lengths=(256, 1024, 2048, 4096),
     series_steps=5000,
     series_width=128,

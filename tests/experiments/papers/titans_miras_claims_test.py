@@ -1,7 +1,6 @@
 """The reruns of papers 33 and 52: tiny ones run and measure every line; the parts that measure do what they say."""
 
 import dataclasses
-import functools
 import importlib
 
 import jax
@@ -134,9 +133,7 @@ def small_setting(data, **changes):
 def test_equal_keys_train_equal_decoders_and_score_them_on_equal_rows():
     setting = small_setting(TASK)
     said = []
-    measure = lambda setting, params: decoders.score(
-        setting, params, functools.partial(TASK.sample, batch=4), 2, jax.random.key(3)
-    )
+    measure = lambda setting, params: decoders.score(setting, params, TASK, 4, 2, jax.random.key(3))
     found = decoders.compare({'a': setting, 'b': setting}, 2, measure, said.append, jax.random.key(0))
     assert found['a'] == found['b'] and found['a'][0] != found['a'][1]
     told = {f'{name}, seed {seed}' for name in 'ab' for seed in range(2)}  # in the order of the threads
