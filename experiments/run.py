@@ -2,6 +2,7 @@
 
 python -m experiments.run --config=lm_bytes --workdir=runs/a                        train; the same line resumes
 python -m experiments.run --config=lm_bytes --size=tiny --set model.mixer=rg_lru,softmax --workdir=runs/b
+python -m experiments.run --config=lm_bytes --init_from=runs/a --set training.steps=100 --workdir=runs/c
 python -m experiments.run --mode=eval --workdir=runs/a
 python -m experiments.run --mode=generate --workdir=runs/a --prompt='def main('
 python -m experiments.run --list
@@ -28,6 +29,7 @@ from jattn.training.optimizer import OPTIMIZERS
 
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'generate'], 'What to do.')
 _LIST = flags.DEFINE_bool('list', False, 'Prints the configs, mixers, testbeds, corpora and optimizers, and ends.')
+_INIT_FROM = flags.DEFINE_string('init_from', None, 'Workdir of a run whose parameters this one starts from.')
 _TOKENS = flags.DEFINE_integer('new_tokens', 200, 'generate: how many bytes to add.')
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.8, 'generate: 0 takes the likeliest byte.')
 _TOP_K = flags.DEFINE_integer('top_k', None, 'generate: draw from the k likeliest bytes.')
@@ -54,7 +56,8 @@ def main(argv: Sequence[str]) -> int:
         return _generate()
     if cli.CONFIG.value is None:
         raise ConfigError(f'--config is needed to train; there are: {", ".join(configs.names())}')
-    return _train(configs.load(cli.CONFIG.value, cli.SIZE.value, cli.SET.value))
+    start = [f'training.init_from={_INIT_FROM.value}'] if _INIT_FROM.value else []
+    return _train(configs.load(cli.CONFIG.value, cli.SIZE.value, [*cli.SET.value, *start]))
 
 
 def _train(config: Experiment) -> int:

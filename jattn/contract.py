@@ -40,13 +40,27 @@ class Context:
             from where the state's document stands. They never decrease within a document.
         segments: [B, T] int32 document ids, 0 = padding. None: one document (with a state: the state's own).
         first_value: [B, T, H, V], the values of the first layer that shares them (RWKV-7); the trunk puts them here.
-        train: static; whether dropout and the like are on.
+        landmarks: [B, T] bool, the tokens that close a block and stand for it (Landmark). None: every block of a
+            document ends after the length that the mixer names.
+        coordinates: [B, T, 3] int32, the place (z, y, x) of each token in a scene of voxels (ScatterFormer); the
+            segments are then its windows, and a row is a scene.
+        source: [B, S, D], what cross-attention reads. An encoder-decoder is handed what its encoder reads, tokens
+            [B, S] or vectors. With a state the first call has it: later ones find its keys and values in the state.
+        source_segments: [B, S] int32, the document that each source token belongs to, 0 = padding. None: document 1.
+        train: static; whether dropout and the like are on, and slow state is updated.
+        axis: static; the name of the devices' axis under pmap, over which batch statistics are averaged. Under jit they
+            are those of the whole batch already.
     """
 
     positions: Int32[Array, 'B T'] | None = None
     segments: Int32[Array, 'B T'] | None = None
     first_value: Float[Array, 'B T H V'] | None = None
+    landmarks: Bool[Array, 'B T'] | None = None
+    coordinates: Int32[Array, 'B T 3'] | None = None
+    source: Array | None = None
+    source_segments: Int32[Array, 'B S'] | None = None
     train: bool = struct.field(pytree_node=False, default=False)
+    axis: str | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass

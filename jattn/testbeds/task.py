@@ -20,19 +20,21 @@ class Batch:
     """One batch, of a testbed or of a corpus.
 
     Attributes:
-        inputs: tokens [B, T] int32 (a discrete task) or vectors [B, T, F] (a continuous one).
-        targets: what the outputs are compared with: [B, T] int32 or [B, T, F'].
-        mask: [B, T]; which outputs count.
+        inputs: tokens [B, T] int32 (a discrete task), vectors [B, T, F] (a continuous one) or images [B, Y, X, F].
+        targets: what the outputs are compared with: [B, T] int32 or [B, T, F']; [B] int32 where a row has one class.
+        mask: [B, T], or [B]; which outputs count.
         segments: [B, T] int32 document ids, 0 = padding; None = each row is one document.
         positions: [B, T] int32; None = counted within each document.
+        context: further fields of the model's `Context` by name (source, landmarks, coordinates).
         meta: what else the task's own baselines and metrics need, by name.
     """
 
     inputs: Array
     targets: Array
-    mask: Float[Array, 'B T']
+    mask: Float[Array, 'B *T']
     segments: Int32[Array, 'B T'] | None = None
     positions: Int32[Array, 'B T'] | None = None
+    context: dict[str, Array] = struct.field(default_factory=dict)
     meta: dict[str, Any] = struct.field(default_factory=dict)
 
 

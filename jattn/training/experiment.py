@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from jattn.data import Corpus, TextConfig
 from jattn.models.decoder import DecoderConfig
+from jattn.models.trunk import TrunkConfig
 from jattn.testbeds.task import Task
 from jattn.training.optimizer import MuonConfig, OptimizerConfig
 
@@ -35,6 +36,21 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """What the auxiliary losses of mixers count beside the task's; each is the sum over the layers that have it.
+
+    Attributes:
+        load_balance: of routers over heads (MoH; the paper has 0.01 times the mean over layers).
+        commitment: of tokens to their centroids (Routing Transformer).
+        keep_ratio: of token selection, the squared distance to the share that is to be kept (selective S4).
+    """
+
+    load_balance: float = 0.01
+    commitment: float = 1e-4
+    keep_ratio: float = 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How a model is trained.
 
@@ -43,7 +59,9 @@ class TrainingConfig:
         batch: rows of a step, over all devices and processes.
         accumulate: micro-batches of a step, one after another.
         seed: of parameters, data order and everything random.
+        init_from: the workdir of a run whose parameters this one starts from (`warm_start.py`); None: new ones.
         optimizer: adamw or muon, with its schedule.
+        losses: weights of the mixers' auxiliary losses; no effect where a model has none.
         steps_per_call: steps of one compiled call; testbeds draw their batches inside it. No effect on the results.
         log_every_steps, eval_every_steps, checkpoint_every_steps: cadence; the last step does all three.
         eval_batches: batches of an evaluation, the same every time.
@@ -57,7 +75,9 @@ class TrainingConfig:
     batch: int = 8
     accumulate: int = 1
     seed: int = 0
+    init_from: str | None = None
     optimizer: OptimizerConfig = MuonConfig()
+    losses: LossWeights = LossWeights()
     steps_per_call: int = 1
     log_every_steps: int = 10
     eval_every_steps: int = 200
@@ -94,12 +114,12 @@ class Experiment:
         training: how.
     """
 
-    model: DecoderConfig = DecoderConfig()
+    model: TrunkConfig = DecoderConfig()
     data: Corpus | Task = TextConfig()
     training: TrainingConfig = TrainingConfig()
 
     @property
-    def trunk(self) -> DecoderConfig:
+    def trunk(self) -> TrunkConfig:
         """The model's config with the sizes that it leaves to the data."""
         read_in = 'tokens' if self.data.kind == 'discrete' else 'linear'
         return self.model.for_data(read_in, self.data.input_size, self.data.output_size)

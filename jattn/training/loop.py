@@ -14,14 +14,17 @@ import jax
 from flax import linen as nn
 
 from jattn.training import writers
-from jattn.training.checkpoint import Checkpointer
+from jattn.training.checkpoint import Checkpointer, latest_step
 from jattn.training.evaluate import evaluate
 from jattn.training.experiment import Experiment
 from jattn.training.feed import CorpusFeed, TaskFeed, make_feed
 from jattn.training.partition import JitPartition, Partition, PmapPartition, make_mesh
 from jattn.training.preemption import Preemption
-from jattn.training.step import METRICS, TrainState, eval_step, init_state, train_step
+from jattn.training.step import TrainState, eval_step, init_state, train_step
+from jattn.training.warm_start import warm_start
 from jattn.training.workdir import Workdir
+
+DROPOUT = 2**31 - 2  # folded into the root key of dropout and the like, which no step ever reaches
 
 
 class TrainingFailed(RuntimeError):
@@ -40,7 +43,14 @@ def make_partition(config: Experiment, feed: TaskFeed | CorpusFeed) -> Partition
     functions = dict(
         init=functools.partial(init_state, model, tx, example),
         step=functools.partial(
-            train_step, model, config.data, tx, training.optimizer.learning_rate(training.steps), training.accumulate
+            train_step,
+            model,
+            config.data,
+            tx,
+            training.optimizer.learning_rate(training.steps),
+            training.losses,
+            training.accumulate,
+            jax.random.fold_in(jax.random.key(training.seed), DROPOUT),
         ),
         evaluate=functools.partial(eval_step, model, config.data),
         draw=feed.draw,
@@ -64,12 +74,12 @@ def train(config: Experiment, workdir: str | pathlib.Path, *, stream: TextIO | N
     """
     feed = make_feed(config)
     partition = make_partition(config, feed)
+    resumes = latest_step(pathlib.Path(workdir) / 'checkpoints') is not None
+    state, lines = (None, []) if resumes else _start(config, feed, partition)
     with Workdir(workdir, config) as opened:
         checkpoints = Checkpointer(opened.path, config.training.keep)
-        step = checkpoints.latest()
-        if step is None:
-            state, step = partition.init(jax.random.key(config.training.seed)), 0
-        else:
+        step = checkpoints.latest() or 0
+        if resumes:
             saved, position = checkpoints.restore(step, partition.abstract)
             feed.seek(position)
             state = partition.replicated(saved)
@@ -79,10 +89,21 @@ def train(config: Experiment, workdir: str | pathlib.Path, *, stream: TextIO | N
                 output.say(f'finished already: {step} steps in {opened.path}')
                 return writers.read_lines(opened.path / 'metrics.jsonl')[-1]
             output.greet(config, step)
+            for line in lines:
+                output.say(line)
             return _Run(config, feed, partition, checkpoints, output).go(state, step)
         finally:
             checkpoints.close()
             output.close()
+
+
+def _start(config: Experiment, feed: TaskFeed | CorpusFeed, partition: Partition) -> tuple[TrainState, list[str]]:
+    """The state before the first step, and what is to be said of it."""
+    state = partition.init(jax.random.key(config.training.seed))
+    if config.training.init_from is None:
+        return state, []
+    warm, lines = warm_start(partition.unreplicated(state), config, feed.example().inputs)
+    return partition.replicated(warm), lines
 
 
 class _Run:
@@ -111,7 +132,7 @@ class _Run:
                 step = stop
                 told = preemption.at(step)
                 if self._due('log', step) or told:
-                    metrics = {name: float(last[name]) for name in METRICS}
+                    metrics = {name: float(value) for name, value in last.items()}
                     self._check(state)
                     now = time.perf_counter()
                     metrics['steps_per_second'] = (step - since) / (now - clock)
@@ -166,9 +187,7 @@ class _Output:
 
     def greet(self, config: Experiment, step: int) -> None:
         """The model and where it starts."""
-        model = config.trunk
-        mixers = ','.join(type(mixer).__name__.removesuffix('Config') for mixer in model.mixer)
-        self.say(f'{model.layers} layers of width {model.width}, {mixers}; from step {step} to {config.training.steps}')
+        self.say(f'{config.trunk.describe()}; from step {step} to {config.training.steps}')
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         for writer in self._writers:

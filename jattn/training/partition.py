@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jattn.config import ConfigError
 from jattn.testbeds.task import Batch
 from jattn.training.experiment import MeshConfig
-from jattn.training.step import METRICS, TrainState
+from jattn.training.step import TrainState
 from jattn.typing import Array, Key, PyTree
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -27,8 +27,9 @@ RULES = {'embed': 'fsdp', 'vocab': 'tensor', 'heads': 'tensor', 'mlp': 'tensor'}
 ROWS = PartitionSpec(('data', 'fsdp'))
 
 InitFn = Callable[[Key], TrainState]  # key -> boxed state
-StepFn = Callable[[Any, TrainState, Batch], tuple[TrainState, dict[str, Array]]]  # (reduce, state, batch)
-EvalFn = Callable[[Any, TrainState, Batch], dict]
+# (axis of the devices under pmap or None, state, batch)
+StepFn = Callable[[str | None, TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+EvalFn = Callable[[str | None, TrainState, Batch], dict]
 # (step) -> batch drawn on the device, or None where batches come from the host.
 DrawFn = Callable[[Array], Batch] | None
 
@@ -71,7 +72,8 @@ def repeat(step: Callable, draw: DrawFn, state: TrainState, batches: PyTree, n: 
         batch = draw(state.step) if draw else jax.tree.map(lambda x: x[i], batches)
         return step(state, batch)
 
-    return jax.lax.fori_loop(0, n, body, (state, {name: jnp.zeros(()) for name in METRICS}))
+    _, metrics = jax.eval_shape(lambda: body(jnp.int32(0), (state, None)))
+    return jax.lax.fori_loop(0, n, body, (state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)))
 
 
 class JitPartition:
@@ -92,13 +94,13 @@ class JitPartition:
             draw = lambda step: jax.lax.with_sharding_constraint(drawn(step), rows)
         self._init = jax.jit(lambda key: nn.unbox(init(key)), out_shardings=self.sharding)
         self._train = jax.jit(
-            functools.partial(repeat, functools.partial(step, _identity), draw),
+            functools.partial(repeat, functools.partial(step, None), draw),
             in_shardings=(self.sharding, None if draw else self._stacked, None),
             out_shardings=(self.sharding, everywhere),
             donate_argnums=0,
         )
         self._evaluate = jax.jit(
-            functools.partial(evaluate, _identity), in_shardings=(self.sharding, rows), out_shardings=everywhere
+            functools.partial(evaluate, None), in_shardings=(self.sharding, rows), out_shardings=everywhere
         )
 
     def init(self, key: Key) -> TrainState:
@@ -153,16 +155,15 @@ class PmapPartition:
         self.devices = jax.local_devices()[: self.count]
         self._init = jax.jit(lambda key: nn.unbox(init(key)))
         self.abstract = jax.eval_shape(self._init, jax.random.key(0))
-        psum = functools.partial(jax.lax.psum, axis_name=self.AXIS)
         own_draw = None if draw is None else functools.partial(self._own_rows, draw)
         self._train = jax.pmap(
-            functools.partial(repeat, functools.partial(step, psum), own_draw),
+            functools.partial(repeat, functools.partial(step, self.AXIS), own_draw),
             axis_name=self.AXIS,
             devices=self.devices,
             in_axes=(0, None if draw else 1, None),
             donate_argnums=0,
         )
-        self._evaluate = jax.pmap(functools.partial(evaluate, psum), axis_name=self.AXIS, devices=self.devices)
+        self._evaluate = jax.pmap(functools.partial(evaluate, self.AXIS), axis_name=self.AXIS, devices=self.devices)
 
     def init(self, key: Key) -> TrainState:
         """The state before the first step, on every device."""
@@ -212,11 +213,6 @@ class PmapPartition:
 
 
 Partition = JitPartition | PmapPartition
-
-
-def _identity(sums: PyTree) -> PyTree:
-    """Under jit a sum over a sharded axis is already the sum over devices."""
-    return sums
 
 
 def _stack(batches: list[Batch]) -> Batch:

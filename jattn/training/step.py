@@ -1,10 +1,10 @@
 """The train step and the evaluation step: pure functions of state and batch; who wraps them is `partition.py`.
 
-Losses, gradients and metrics are sums and counts, reduced over micro-batches and (through `reduce`) over devices before
-the one division; so a step does not depend on how its rows are laid out.
+Losses, gradients and metrics are sums and counts, reduced over micro-batches and over devices before the one division;
+so a step does not depend on how its rows are laid out. Auxiliary losses are means over a whole batch (a micro-batch,
+where there are several) and weigh as much as what it counts.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,11 +15,10 @@ from flax import struct
 
 from jattn.contract import Context
 from jattn.nn.losses import Mean
+from jattn.nn.side_channels import LOSSES
 from jattn.testbeds.task import Batch
+from jattn.training.experiment import LossWeights
 from jattn.typing import Array, Float, Int32, Key, PyTree
-
-Reduce = Callable[[PyTree], PyTree]
-METRICS = ('train/loss', 'train/grad_norm', 'train/learning_rate')
 
 
 @struct.dataclass
@@ -53,32 +52,59 @@ def train_step(
     data: Any,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
+    weights: LossWeights,
     accumulate: int,
-    reduce: Reduce,
+    key: Key,
+    axis: str | None,
     state: TrainState,
     batch: Batch,
 ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
-    """One optimizer step on one batch (this device's rows of it, where `reduce` sums over devices)."""
+    """One optimizer step on one batch; under pmap on this device's rows of it.
 
-    def loss(params: PyTree, collections: PyTree, micro: Batch) -> tuple[Array, tuple[Mean, PyTree]]:
+    Args:
+        model, data: a trunk, and what scores its outputs.
+        tx, schedule: the optimizer, and its learning rate.
+        weights: of the auxiliary losses.
+        accumulate: micro-batches.
+        key: root of dropout and the like; folded with the step, the device and the micro-batch.
+        axis: the name of the devices' axis under pmap; None under jit.
+        state, batch: what changes, and what it learns from.
+
+    Returns:
+        The new state, and `train/`: loss, every auxiliary loss, grad_norm, learning_rate.
+    """
+    key = jax.random.fold_in(key, state.step)
+    key = key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
+
+    def loss(params: PyTree, collections: PyTree, micro: Batch, key: Key) -> tuple[Array, tuple[PyTree, PyTree]]:
         (outputs, _), updated = model.apply(
-            {'params': params, **collections}, micro.inputs, _context(micro, train=True), mutable=list(collections)
+            {'params': params, **collections},
+            micro.inputs,
+            _context(micro, train=True, axis=axis),
+            mutable=[*collections, LOSSES],
+            rngs={'dropout': key},
         )
+        updated = dict(updated)
         mean = data.loss(outputs, micro)
-        return mean.total, (mean, updated)
+        sums = {name: Mean(value * mean.count, mean.count) for name, value in _by_name(updated.pop(LOSSES, {})).items()}
+        total = mean.total + sum(_weight(weights, name) * own.total for name, own in sums.items())
+        return total, ({'loss': mean, **sums}, updated)
 
-    def micro_step(carry: PyTree, micro: Batch) -> tuple[PyTree, None]:
-        grads, mean, collections = carry
-        (_, (own, collections)), own_grads = jax.value_and_grad(loss, has_aux=True)(state.params, collections, micro)
-        return (jax.tree.map(jnp.add, grads, own_grads), mean + own, dict(collections)), None
+    def micro_step(carry: PyTree, micro: tuple[Batch, Key]) -> tuple[PyTree, PyTree]:
+        grads, collections = carry
+        differentiate = jax.grad(loss, has_aux=True)
+        own_grads, (sums, collections) = differentiate(state.params, collections, *micro)
+        return (jax.tree.map(jnp.add, grads, own_grads), collections), sums
 
-    zero = (jax.tree.map(jnp.zeros_like, state.params), Mean(jnp.zeros(()), jnp.zeros(())), state.collections)
+    start = (jax.tree.map(jnp.zeros_like, state.params), state.collections)
     if accumulate == 1:
-        (grads, mean, collections), _ = micro_step(zero, batch)
+        (grads, collections), sums = micro_step(start, (batch, key))
     else:
         micros = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
-        (grads, mean, collections), _ = jax.lax.scan(micro_step, zero, micros)
-    grads, mean = reduce((grads, mean))
+        (grads, collections), sums = jax.lax.scan(micro_step, start, (micros, jax.random.split(key, accumulate)))
+        sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+    grads, sums = _over_devices((grads, sums), axis)
+    mean = sums['loss']
     grads = jax.tree.map(lambda g: g / jnp.maximum(mean.count, 1).astype(g.dtype), grads)
 
     norm = optax.tree.norm(grads)
@@ -91,14 +117,35 @@ def train_step(
         collections=collections,
         failed_at=jnp.where((state.failed_at < 0) & ~finite, state.step + 1, state.failed_at),
     )
-    return after, dict(zip(METRICS, (mean.value(), norm, jnp.float32(schedule(state.step)))))
+    metrics = {name: own.value() for name, own in sums.items()}
+    metrics |= {'grad_norm': norm, 'learning_rate': jnp.float32(schedule(state.step))}
+    return after, {f'train/{name}': value for name, value in metrics.items()}
 
 
-def eval_step(model: nn.Module, data: Any, reduce: Reduce, state: TrainState, batch: Batch) -> dict[str, Mean]:
+def eval_step(model: nn.Module, data: Any, axis: str | None, state: TrainState, batch: Batch) -> dict[str, Mean]:
     """The metrics of one batch; changes nothing."""
     outputs, _ = model.apply({'params': state.params, **state.collections}, batch.inputs, _context(batch))
-    return reduce(data.metrics(outputs, batch))
+    return _over_devices(data.metrics(outputs, batch), axis)
 
 
-def _context(batch: Batch, train: bool = False) -> Context:
-    return Context(positions=batch.positions, segments=batch.segments, train=train)
+def _context(batch: Batch, train: bool = False, axis: str | None = None) -> Context:
+    return Context(positions=batch.positions, segments=batch.segments, train=train, axis=axis, **batch.context)
+
+
+def _over_devices(sums: PyTree, axis: str | None) -> PyTree:
+    """Under jit a sum over a sharded axis is already the sum over devices."""
+    return sums if axis is None else jax.lax.psum(sums, axis)
+
+
+def _by_name(sown: PyTree) -> dict[str, Float[Array, '']]:
+    """The auxiliary losses of a model by the name that modules gave them, summed over layers."""
+    totals: dict[str, Array] = {}
+    for path, value in jax.tree_util.tree_leaves_with_path(sown):
+        totals[path[-1].key] = totals.get(path[-1].key, 0.0) + jnp.sum(value)
+    return totals
+
+
+def _weight(weights: LossWeights, name: str) -> float:
+    if not hasattr(weights, name):
+        raise ValueError(f'a mixer has the auxiliary loss {name!r}, but training.losses has no weight of that name')
+    return getattr(weights, name)

@@ -1,0 +1,98 @@
+"""Starting from another run: its parameters where they fit, new ones where it has none; what contradicts is refused.
+
+    python -m experiments.run --config=lm_bytes --set model.mixer=mixture_of_heads --init_from=runs/a --workdir=runs/b
+
+A parameter fits one of the same path and shape. An axis named 'vocab' may grow: new entries keep their initial values
+(landmark tokens). A run that has saved a checkpoint resumes from that; the optimizer starts anew.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jattn.config import ConfigError
+from jattn.training import checkpoint
+from jattn.training.experiment import Experiment
+from jattn.training.step import TrainState
+from jattn.typing import Array, PyTree
+
+
+def warm_start(state: TrainState, config: Experiment, example: Any) -> tuple[TrainState, list[str]]:
+    """The state with the parameters of the run `config.training.init_from`, and lines that say what was done.
+
+    Args:
+        state: a fresh one, every array once.
+        config: of the new run.
+        example: inputs of its model, for shapes.
+
+    Raises:
+        FileNotFoundError: there is no such run, or it has no checkpoint.
+        ConfigError: a parameter of both has two shapes, or the two share none.
+    """
+    workdir = config.training.init_from
+    _, old, _ = checkpoint.load(workdir)
+    boxed = jax.eval_shape(lambda key: config.make_model().init(key, example), jax.random.key(0))['params']
+    params, lines = adopt(state.params, nn.get_partition_spec(boxed), old, workdir)
+    return state.replace(params=params), lines
+
+
+def adopt(params: PyTree, names: PyTree, old: PyTree, where: str) -> tuple[PyTree, list[str]]:
+    """`params` with the values of `old` at the same paths, and what became of both.
+
+    >>> new, old = {'a': jnp.zeros(2), 'b': jnp.zeros(1)}, {'a': jnp.ones(2), 'c': jnp.ones(1)}
+    >>> params, lines = adopt(new, {'a': (None,), 'b': (None,)}, old, 'runs/a')
+    >>> params['a'].tolist(), lines
+    ([1.0, 1.0], ['from runs/a: 1 parameter', 'new: b', 'not used: c'])
+    """
+    given = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old)}
+    axes = {_name(path): tuple(leaf) for path, leaf in _leaves_of_names(names)}
+    new, grown, taken = [], [], 0
+
+    def choose(path: tuple, leaf: Array) -> Array:
+        nonlocal taken
+        name = _name(path)
+        if name not in given:
+            new.append(name)
+            return leaf
+        taken += 1
+        value = given.pop(name)
+        if value.shape == leaf.shape:
+            return _place(value.astype(leaf.dtype), leaf)
+        if not _may_grow(value.shape, leaf.shape, axes[name]):
+            raise ConfigError(
+                f'training.init_from={where}: {name} has shape {value.shape} there, but {leaf.shape} in this model'
+            )
+        grown.append(f'{name} {value.shape} -> {leaf.shape}')
+        corner = tuple(slice(0, size) for size in value.shape)
+        return _place(jnp.asarray(jax.device_get(leaf)).at[corner].set(value.astype(leaf.dtype)), leaf)
+
+    params = jax.tree_util.tree_map_with_path(choose, params)
+    if not taken:
+        raise ConfigError(f'training.init_from={where}: no parameter there has the name of one in this model')
+    lines = [f'from {where}: {taken} parameter{"s" if taken > 1 else ""}']
+    for title, found in (('grown', grown), ('new', new), ('not used', list(given))):
+        lines += [f'{title}: {", ".join(found)}'] if found else []
+    return params, lines
+
+
+def _may_grow(old: tuple[int, ...], new: tuple[int, ...], names: tuple[str | None, ...]) -> bool:
+    """Whether the shapes differ only in axes of a vocabulary that has more entries now."""
+    if len(old) != len(new):
+        return False
+    return all(a == b or (name == 'vocab' and a < b) for a, b, name in zip(old, new, names, strict=True))
+
+
+def _place(value: Array, like: Array) -> Array:
+    """The value where `like` lives, on one device or in shards."""
+    return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])
+
+
+def _leaves_of_names(names: PyTree) -> list:
+    is_names = lambda node: isinstance(node, tuple | jax.sharding.PartitionSpec)
+    return jax.tree_util.tree_leaves_with_path(names, is_leaf=is_names)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator='.')
