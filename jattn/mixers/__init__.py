@@ -10,6 +10,8 @@
 | mamba | Gu and Dao 2023, Mamba (S6) | N numbers a channel, a convolution's tail | mamba.py |
 | qlstm | Sieber et al. 2024, Dynamical Systems Framework | a vector, a convolution's tail | qlstm.py |
 | normalized_attention | the same | matrix a head | normalized_attention.py |
+| mixture_of_heads | Jin et al. 2024, Mixture-of-Head Attention | keys and values | mixture_of_heads.py |
+| routing | Roy et al. 2021, Routing Transformer | a ring of keys a cluster, a ring of local keys | routing.py |
 
 and every memory, from linear attention to Titans and Miras: `jattn/memories/members.py` is their table.
 """
@@ -18,9 +20,11 @@ from jattn.contract import MixerConfig
 from jattn.memories import MEMORIES
 from jattn.mixers.aaren import AarenConfig
 from jattn.mixers.mamba import MambaConfig
+from jattn.mixers.mixture_of_heads import MixtureOfHeadsConfig
 from jattn.mixers.normalized_attention import NormalizedAttentionConfig
 from jattn.mixers.qlstm import QLSTMConfig
 from jattn.mixers.rg_lru import RGLRUConfig
+from jattn.mixers.routing import RoutingConfig
 from jattn.mixers.softmax import SoftmaxConfig
 from jattn.mixers.titans import ContextTitansConfig, WindowedTitansConfig
 
@@ -35,4 +39,6 @@ MIXERS: dict[str, MixerConfig] = {
     'mamba': MambaConfig(),
     'qlstm': QLSTMConfig(),
     'normalized_attention': NormalizedAttentionConfig(),
+    'mixture_of_heads': MixtureOfHeadsConfig(),
+    'routing': RoutingConfig(),
 }

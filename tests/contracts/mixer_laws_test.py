@@ -21,8 +21,10 @@ from jattn.flops import count_flops
 from jattn.mixers import MIXERS, SoftmaxConfig
 from jattn.mixers.aaren import AarenConfig
 from jattn.mixers.mamba import MambaConfig
+from jattn.mixers.mixture_of_heads import MixtureOfHeadsConfig
 from jattn.mixers.normalized_attention import NormalizedAttentionConfig
 from jattn.mixers.qlstm import QLSTMConfig
+from jattn.mixers.routing import RoutingConfig
 from jattn.taps import Edit
 
 VARIANTS = {
@@ -33,6 +35,9 @@ VARIANTS = {
     'mamba[alone]': MambaConfig(alone=True),
     'qlstm[reversed]': QLSTMConfig(forget='reversed'),
     'normalized_attention[softplus]': NormalizedAttentionConfig(normaliser='softplus', use_bias=False),
+    'mixture_of_heads[query_norm,grouped,window]': MixtureOfHeadsConfig(gates='query_norm', key_heads=4, window=4),
+    'routing[options]': RoutingConfig(local_heads=0, mask_self=True, scale=0.3, relative=False),
+    'routing[top]': RoutingConfig(selection='top'),
 }
 ENTRIES = {name: cfg.tiny() for name, cfg in (MIXERS | VARIANTS).items()}
 CAUSAL = [name for name, cfg in ENTRIES.items() if cfg.causal]
