@@ -13,8 +13,10 @@ from jattn.memories.gates import GATES, Gate
 from jattn.memories.learner import LEARNERS, Learner
 from jattn.memories.retention import RETENTIONS, Retention
 from jattn.mixers import MIXERS
-from jattn.models.decoder import DecoderConfig
-from jattn.models.sizes import SIZES
+from jattn.models import MODELS
+from jattn.models.trunk import TrunkConfig
+from jattn.poolers import POOLERS
+from jattn.poolers.pooler import PoolerConfig
 from jattn.testbeds import TESTBEDS
 from jattn.testbeds.task import Task
 from jattn.training.experiment import Experiment
@@ -22,8 +24,9 @@ from jattn.training.optimizer import OPTIMIZERS, OptimizerConfig
 
 # The parts that --set can swap by name.
 TABLES = {
-    DecoderConfig: SIZES,
+    TrunkConfig: MODELS,
     MixerConfig: MIXERS,
+    PoolerConfig: POOLERS,
     Architecture: ARCHITECTURES,
     Bias: BIASES,
     Retention: RETENTIONS,

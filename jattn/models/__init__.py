@@ -1,4 +1,17 @@
-"""Trunks and heads built from mixers: the decoder, and generation from it."""
+"""Trunks built from mixers, and generation from them. `MODELS` is the one table: name -> default config."""
 
 from jattn.models.decoder import Decoder, DecoderConfig
+from jattn.models.encoder import Encoder, EncoderConfig
+from jattn.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from jattn.models.generate import Sampling, generate, generate_text
+from jattn.models.sizes import SIZES
+from jattn.models.trunk import TrunkConfig
+from jattn.models.vision import Vision, VisionConfig
+
+MODELS: dict[str, TrunkConfig] = {
+    'decoder': DecoderConfig(),
+    'encoder': EncoderConfig(),
+    'encoder_decoder': EncoderDecoderConfig(),
+    'vision': VisionConfig(),
+    **SIZES,
+}

@@ -11,7 +11,7 @@ and is repeated once: the same tree, the same rule. `layer_sites()` maps a layer
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,26 +20,30 @@ from flax import struct
 
 from jattn.contract import Context, Cursor, MixerConfig, locate
 from jattn.mixers.softmax import SoftmaxConfig
+from jattn.models.trunk import TrunkConfig
+from jattn.nn.cross_attention import CrossAttentionConfig
 from jattn.nn.feed_forward import FeedForwardConfig
 from jattn.nn.linear import Linear
 from jattn.nn.norm import NORMS
+from jattn.nn.side_channels import LOSSES, METRICS, MIXER_STATE
 from jattn.taps import EDITS, PATTERNS, TAPS, tap
 from jattn.typing import Array, Bool, Float, PyTree
 
 REMAT = ('none', 'block')
 READ_IN = ('tokens', 'linear')
 # Collections that have one entry a layer; `edits` is read, the others are written.
-LAYERED = dict.fromkeys(('params', TAPS, PATTERNS, EDITS, 'losses', 'metrics', 'mixer_state', 'batch_stats'), 0)
+LAYERED = dict.fromkeys(('params', TAPS, PATTERNS, EDITS, LOSSES, METRICS, MIXER_STATE, 'batch_stats'), 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(TrunkConfig):
     """The decoder.
 
     Attributes:
         width: D.
         layers: L.
         mixer: the pattern of mixers that is tiled over the layers; their width is filled in here.
+        cross: attention to `context.source` after every mixer; None: none.
         feed_forward: of every block; None: blocks are mixers alone.
         norm: 'rms' or 'layer'.
         read_in: 'tokens' (an embedding) or 'linear' (vectors); None: as the data says.
@@ -59,9 +63,9 @@ class DecoderConfig:
     (1, 4, 256)
     """
 
-    width: int = 128
     layers: int = 4
     mixer: tuple[MixerConfig, ...] = (SoftmaxConfig(),)
+    cross: CrossAttentionConfig | None = None
     feed_forward: FeedForwardConfig | None = FeedForwardConfig()
     norm: str = 'rms'
     read_in: str | None = None
@@ -104,8 +108,7 @@ class DecoderConfig:
         groups = {'body': (mixers[:period], repeats)}
         return groups | ({'tail': (mixers[-rest:], 1)} if rest else {})
 
-    def layer_sites(self) -> list[tuple[tuple[str, str], int]]:
-        """layer -> ((group, slot), repeat): where its parameters, taps, edits and states are filed."""
+    def layer_sites(self) -> list[tuple[tuple[str, ...], int]]:
         places = []
         for group, (mixers, repeats) in self.groups().items():
             places += [((group, f'block_{slot}'), n) for n in range(repeats) for slot in range(len(mixers))]
@@ -113,16 +116,13 @@ class DecoderConfig:
 
     @property
     def document_align(self) -> int:
-        """Packed documents must start at multiples of it: the largest of the mixers'."""
         return max(mixer.document_align for mixer in self.mixer)
 
-    def for_data(self, read_in: str, input_size: int, output_size: int) -> 'DecoderConfig':
-        """A copy with the sizes that were left to the data."""
+    def for_data(self, read_in: str, input_size: int, output_size: int) -> Self:
         given = {'read_in': read_in, 'input_size': input_size, 'output_size': output_size}
         return dataclasses.replace(self, **{k: v for k, v in given.items() if getattr(self, k) is None})
 
     def make(self, **flax_kwargs: object) -> 'Decoder':
-        """The linen module."""
         return Decoder(self, **flax_kwargs)
 
     def init_state(self, batch: int, capacity: int) -> PyTree:
@@ -131,6 +131,8 @@ class DecoderConfig:
 
         def stack(mixer: MixerConfig, repeats: int) -> PyTree:
             state = mixer.init_state(batch, capacity, dtype)
+            if self.cross is not None:
+                state = (state, self.cross.init_state(batch, self.width, dtype))
             return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (repeats, *leaf.shape)), state)
 
         states: dict[str, Any] = {
@@ -141,12 +143,16 @@ class DecoderConfig:
         return states
 
     def flops(self, tokens: int) -> int:
-        """Operations of the matrix products of one row's forward pass."""
+        """Operations of the matrix products of one row's forward pass, cross-attention left out: it has two lengths."""
         ff = 0 if self.feed_forward is None else self.feed_forward.flops(self.width, tokens)
         ends = 2 * tokens * self.width * (self.output_size + (self.input_size if self.read_in == 'linear' else 0))
         return sum(mixer.flops(tokens) + ff for mixer in self.mixers()) + ends
 
-    def tiny(self) -> 'DecoderConfig':
+    def describe(self) -> str:
+        mixers = ','.join(type(mixer).__name__.removesuffix('Config') for mixer in self.mixer)
+        return f'{self.layers} layers of width {self.width}, {mixers}'
+
+    def tiny(self) -> Self:
         """A copy of width 32 and at most one pattern plus one layer, that keeps the choices."""
         layers = min(self.layers, len(self.mixer) + 1)
         return dataclasses.replace(self, width=32, layers=layers, mixer=tuple(mixer.tiny() for mixer in self.mixer))
@@ -173,7 +179,7 @@ class Stream:
 
 
 class Block(nn.Module):
-    """One layer: x + mixer(norm(x)), then x + feed_forward(norm(x))."""
+    """One layer: x + mixer(norm(x)), perhaps + cross(norm(x)), then x + feed_forward(norm(x))."""
 
     cfg: DecoderConfig
     mixer: MixerConfig
@@ -182,12 +188,18 @@ class Block(nn.Module):
     def __call__(self, stream: Stream, context: Context, state: PyTree) -> tuple[Stream, PyTree]:
         norm = NORMS[self.cfg.norm]
         x = tap(self, 'resid_pre', stream.x)
+        cross = self.cfg.cross
+        state, source = state if cross is not None and state is not None else (state, None)
         mixer, normed = self.mixer.make(name='mixer'), norm(name='mixer_norm')(x)
         if self.mixer.shares_first_value:
             stream = stream.with_value(mixer.first_value(normed, context, state))
             context = context.replace(first_value=stream.first_value)
         y, state = mixer(normed, context, state)
         x = tap(self, 'resid_mid', x + tap(self, 'attn_out', y))
+        if cross is not None:
+            y, source = cross.make(name='cross')(norm(name='cross_norm')(x), context, source)
+            x = x + tap(self, 'cross_out', y)
+            state = None if state is None else (state, source)
         if self.cfg.feed_forward is not None:
             y = self.cfg.feed_forward.make(name='feed_forward')(norm(name='feed_forward_norm')(x))
             x = x + tap(self, 'mlp_out', y)
@@ -225,19 +237,13 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, 'B T E'], PyTree | None]:
         cfg = self.cfg
         embedding = self._embedding() if cfg.read_in == 'tokens' else None
-        x = self._read_in(inputs, embedding)
-        after = None if state is None else dict(state)
-        if cfg.max_positions is not None:
-            rows = locate(context, inputs.shape[:2], None if state is None else state['cursor'])
-            x = x + self._positions(rows.positions, inputs.shape[1]).astype(x.dtype)
-            if state is not None:
-                after['cursor'] = rows.cursor
+        x, after = self._embed(inputs, embedding, context, state)
         stream = self._stream(tap(self, 'embed', x))
         for name, (mixers, repeats) in cfg.groups().items():
             group = nn.scan(
                 Group,
                 variable_axes=LAYERED,
-                split_rngs={'params': True},
+                split_rngs={'params': True, 'dropout': True},
                 in_axes=(nn.broadcast, nn.broadcast if state is None else 0),
                 length=repeats,
                 metadata_params={nn.PARTITION_NAME: 'layers'},
@@ -246,7 +252,19 @@ class Decoder(nn.Module):
             if state is not None:
                 after[name] = states
         x = NORMS[cfg.norm](name='final_norm')(stream.x)
-        return tap(self, 'logits', self._read_out(x, embedding)), after
+        return tap(self, 'logits', self._read_out(x, embedding, context)), after
+
+    def _embed(
+        self, inputs: Array, embedding: Array | None, context: Context, state: PyTree | None
+    ) -> tuple[Float[Array, 'B T D'], PyTree | None]:
+        """What goes into the layers; the state so far."""
+        x, after = self._read_in(inputs, embedding), None if state is None else dict(state)
+        if self.cfg.max_positions is not None:
+            rows = locate(context, x.shape[:2], None if state is None else state['cursor'])
+            x = x + self._positions(rows.positions, x.shape[1]).astype(x.dtype)
+            if state is not None:
+                after['cursor'] = rows.cursor
+        return x, after
 
     def _stream(self, x: Float[Array, 'B T D']) -> Stream:
         """What goes into the first layer."""
@@ -278,7 +296,8 @@ class Decoder(nn.Module):
         # Past the table outputs are NaN, as past any capacity: a clipped look-up would be silently wrong.
         return table.at[positions].get(mode='fill', fill_value=jnp.nan)
 
-    def _read_out(self, x: Float[Array, 'B T D'], embedding: Array | None) -> Float[Array, 'B T E']:
+    def _read_out(self, x: Float[Array, 'B T D'], embedding: Array | None, context: Context) -> Float[Array, 'B T E']:
+        del context  # for a read-out of pooled tokens
         cfg = self.cfg
         if cfg.tied:
             return jnp.einsum('btd,ed->bte', x, embedding.astype(x.dtype))

@@ -116,7 +116,10 @@ def index(
     context: Context = Context(),
     collections: Mapping[str, PyTree] | None = None,
 ) -> Index:
-    """Every site of the model and where it is filed, from its abstract evaluation."""
+    """Every site of the model and where it is filed, from its abstract evaluation.
+
+    A site that is in no layer is named by its path: `embed` of a decoder, `encoder.embed` in an encoder-decoder.
+    """
     variables = {'params': params, **(collections or {})}
     taps = jax.eval_shape(functools.partial(_apply, model, (TAPS, PATTERNS)), variables, inputs, context)[1]
     layers_of: dict[Path, list[tuple[int, int]]] = {}
@@ -127,6 +130,8 @@ def index(
         for path, _ in jax.tree_util.tree_leaves_with_path(taps.get(collection, {})):
             *module, site = (key.key for key in path)
             layers = next((ls for slot, ls in layers_of.items() if tuple(module[: len(slot)]) == slot), [(None, None)])
+            if layers == [(None, None)]:
+                site = '.'.join((*module, site))
             for layer, repeat in layers:
                 if layer in found.setdefault(site, {}):
                     raise ValueError(f'site {site!r} is tapped twice in layer {layer}')
@@ -179,7 +184,7 @@ def _file(tree: dict[str, Any], places: Mapping, site: str, edits: Mapping[int |
         node = tree
         for name in module:
             node = node.setdefault(name, {})
-        node[site] = own[None] if None in own else _stack(own, repeats[module])
+        node[_own(site)] = own[None] if None in own else _stack(own, repeats[module])
 
 
 def _stack(own: Mapping[int, Edit], count: int) -> Edit:
@@ -207,4 +212,10 @@ def _read(captured: Mapping[str, Any], place: tuple[str, Path, int | None], site
     node = captured[collection]
     for name in module:
         node = node[name]
-    return node[site] if repeat is None else node[site][repeat]
+    value = node[_own(site)]
+    return value if repeat is None else value[repeat]
+
+
+def _own(site: str) -> str:
+    """The name under which a module taps a site."""
+    return site.rpartition('.')[2]
