@@ -18,7 +18,9 @@ from experiments import cli, configs
 from jattn.config import ConfigError
 from jattn.data import CORPORA, TextConfig
 from jattn.mixers import MIXERS
+from jattn.models import MODELS
 from jattn.models.generate import Sampling, generate_text
+from jattn.poolers import POOLERS
 from jattn.testbeds import TESTBEDS
 from jattn.training import checkpoint, devices
 from jattn.training.evaluate import evaluate
@@ -28,7 +30,7 @@ from jattn.training.loop import TrainingFailed, make_partition, train
 from jattn.training.optimizer import OPTIMIZERS
 
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'generate'], 'What to do.')
-_LIST = flags.DEFINE_bool('list', False, 'Prints the configs, mixers, testbeds, corpora and optimizers, and ends.')
+_LIST = flags.DEFINE_bool('list', False, 'Prints what configs and parts there are by name, and ends.')
 _INIT_FROM = flags.DEFINE_string('init_from', None, 'Workdir of a run whose parameters this one starts from.')
 _TOKENS = flags.DEFINE_integer('new_tokens', 200, 'generate: how many bytes to add.')
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.8, 'generate: 0 takes the likeliest byte.')
@@ -106,7 +108,9 @@ def _list() -> int:
     for name in configs.names():
         print(f'  {name:<20} {configs.summary(name)}')
     for title, table in (
+        ('trunks (--set model=NAME)', MODELS),
         ('mixers (--set model.mixer=NAME[,NAME...])', MIXERS),
+        ('poolers (--set model.pooler=NAME, of an encoder)', POOLERS),
         ('testbeds (--set data=NAME)', TESTBEDS),
         ('corpora (--set data=NAME)', CORPORA),
         ('optimizers (--set training.optimizer=NAME)', OPTIMIZERS),
