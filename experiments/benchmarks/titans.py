@@ -95,12 +95,23 @@ def compare_titans(tokens: int, channels: int, pairs: int, python: str) -> harne
         ('peer, same', {'chunk_size': 1, 'batch_size': CHUNK}),
         ('peer, coarse', {'chunk_size': CHUNK}),
     ):
-        facts[label] = peer.make(name=label, tokens=tokens, width=width, heads=HEADS, channels=channels, **setting)
+        setting |= dict(name=label, tokens=tokens, width=width, heads=HEADS, channels=channels)
+        facts[label] = peer_memory(python, setting)
+        peer.make(**setting)
         contestants[label] = lambda name=label: peer.run(name)
     try:
         return harness.compare(
             f'titans_lmm d{channels} T{tokens}', contestants, baseline='dual', pairs=pairs, seconds=120, facts=facts
         )
+    finally:
+        peer.close()
+
+
+def peer_memory(python: str, setting: dict[str, object]) -> dict[str, object]:
+    """The peer's versions and the growth of its peak memory, in a process that does nothing else."""
+    peer = Peer(python)
+    try:
+        return peer.make(**setting)
     finally:
         peer.close()
 
