@@ -1,6 +1,6 @@
 """Paper 33, "Titans: Learning to Memorize at Test Time": a memory that learns while it reads, alone or with attention.
 
-    python -m experiments.claims --only=33 --out=runs/claims                        nine minutes on two cores
+    python -m experiments.claims --only=33 --out=runs/claims                        ten minutes on two cores
     python -m experiments.claims --only=33 --data_dir=DIR                           forecasts on DIR/ett/ETTh1.csv.gz
     python -m experiments.claims --only=33 --size=tiny                              one minute: that everything runs
 

@@ -109,7 +109,8 @@ def test_surprise_is_the_norm_of_the_gradient_that_moves_the_memory():
 
 def test_a_memory_that_never_steps_reads_its_fading_start():
     silent = {'step': Edit(scale=jnp.zeros(()))}
-    _, (log_decay, before), params = captured(LMM, ('log_decay', 'state_0'), edits=silent)
+    fading = dataclasses.replace(LMM, retention=Decay())
+    _, (log_decay, before), params = captured(fading, ('log_decay', 'state_0'), edits=silent)
     kept = np.exp(np.sum(log_decay, axis=1))
     np.testing.assert_allclose(before, kept[..., None, None] * np.asarray(params['memory_0'].value)[None], rtol=1e-5)
 

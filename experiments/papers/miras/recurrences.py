@@ -146,7 +146,7 @@ ROWS: dict[str, Row] = {
     'RWKV-7': Row('rwkv7', matrix(rwkv7)),
     'DeltaProduct': Row('delta_product', matrix(delta_product)),
     'TTT-MLP': Row('ttt_mlp', ttt(_TTT(gelu))),
-    'Titans LMM': Row('titans_lmm', titans),
+    'Titans LMM': Row('titans_lmm', titans, retention=Decay()),
     'Moneta': Row('moneta', moneta),
     'Yaad': Row('yaad', yaad, retention=Decay()),
     'Yaad, forgetting towards W_0': Row('yaad', functools.partial(yaad, towards_start=True)),
