@@ -97,7 +97,8 @@ def _generate() -> int:
     sampling = Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value)
     key = jax.random.key(_SEED.value)
     prompts = cli.PROMPT.value or ['def ']
-    texts = generate_text(model, params, prompts, _TOKENS.value, key=key, sampling=sampling)
+    slow = checkpoint.load_collections(cli.WORKDIR.value, cli.STEP.value)
+    texts = generate_text(model, params, prompts, _TOKENS.value, key=key, sampling=sampling, collections=slow)
     for prompt, text in zip(prompts, texts):
         print(prompt + text)
     return 0

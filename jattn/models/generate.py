@@ -6,7 +6,7 @@ row goes on from its own last token, at its own position.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,7 @@ def generate(
     key: Key | None = None,
     sampling: Sampling = Sampling(),
     capacity: int | None = None,
+    collections: Mapping[str, PyTree] | None = None,
 ) -> Int32[Array, 'B N']:
     """Continues each prompt by `new_tokens` tokens.
 
@@ -80,6 +81,7 @@ def generate(
         key: needed where the temperature is positive.
         sampling: how tokens are drawn.
         capacity: tokens that the state must hold; None: the longest prompt and the new tokens.
+        collections: the model's slow state, if it has any.
 
     Raises:
         ValueError: before anything is compiled, when the prompt and the new tokens do not fit in `capacity` or in the
@@ -100,7 +102,8 @@ def generate(
     if sampling.temperature > 0 and key is None:
         raise ValueError(f'generate: temperature={sampling.temperature} needs a key')
     key = jax.random.key(0) if key is None else key
-    return _generate(model, sampling, new_tokens, capacity or needed, params, prompts, lengths, key)
+    variables = {'params': params, **(collections or {})}
+    return _generate(model, sampling, new_tokens, capacity or needed, variables, prompts, lengths, key)
 
 
 def generate_text(
@@ -111,6 +114,7 @@ def generate_text(
     *,
     key: Key | None = None,
     sampling: Sampling = Sampling(),
+    collections: Mapping[str, PyTree] | None = None,
 ) -> list[str]:
     """The continuation of each prompt by a model of bytes; bytes that are no text show as the replacement sign.
 
@@ -123,7 +127,7 @@ def generate_text(
     longest = max(map(len, encoded))
     tokens = jnp.array([list(row.ljust(longest, b'\0')) for row in encoded], jnp.int32)
     lengths = jnp.array([len(row) for row in encoded], jnp.int32)
-    out = generate(model, params, tokens, lengths, new_tokens, key=key, sampling=sampling)
+    out = generate(model, params, tokens, lengths, new_tokens, key=key, sampling=sampling, collections=collections)
     return [bytes(row.tolist()).decode(errors='replace') for row in out.astype(jnp.uint8)]
 
 
@@ -133,20 +137,20 @@ def _generate(
     sampling: Sampling,
     new_tokens: int,
     capacity: int,
-    params: PyTree,
+    variables: PyTree,
     prompts: Array,
     lengths: Array,
     key: Key,
 ) -> Array:
     real: Bool[Array, 'B T'] = jnp.arange(prompts.shape[1])[None] < lengths[:, None]
     state = model.cfg.init_state(prompts.shape[0], capacity)
-    logits, state = model.apply({'params': params}, prompts, Context(segments=real.astype(jnp.int32)), state)
+    logits, state = model.apply(variables, prompts, Context(segments=real.astype(jnp.int32)), state)
     last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
 
     def step(carry: tuple[PyTree, Array], step_key: Key) -> tuple[tuple[PyTree, Array], Array]:
         state, logits = carry
         token = sampling.draw(step_key, logits)
-        logits, state = model.apply({'params': params}, token[:, None], Context(), state)
+        logits, state = model.apply(variables, token[:, None], Context(), state)
         return (state, logits[:, 0]), token
 
     # The last token is drawn outside: nobody needs the logits after it.

@@ -119,9 +119,18 @@ def load(workdir: str | pathlib.Path, step: int | None = None) -> tuple[nn.Modul
         FileNotFoundError: there is no run or no committed checkpoint in the workdir.
         DamagedCheckpoint: see `Checkpointer.restore`.
     """
-    workdir = pathlib.Path(workdir).absolute()
-    config = read_config(workdir)
-    folder = workdir / 'checkpoints'
+    config = read_config(pathlib.Path(workdir))
+    return config.make_model(), _saved(workdir, step)['params'], config
+
+
+def load_collections(workdir: str | pathlib.Path, step: int | None = None) -> dict[str, PyTree]:
+    """The slow state of a run's model (`mixer_state`, `batch_stats`), empty for most; called as `load`."""
+    return _saved(workdir, step).get('collections') or {}
+
+
+def _saved(workdir: str | pathlib.Path, step: int | None) -> dict[str, PyTree]:
+    """The arrays of a checkpoint as they were saved, on one device."""
+    folder = pathlib.Path(workdir).absolute() / 'checkpoints'
     step = _require(folder, step)
     with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -138,7 +147,7 @@ def load(workdir: str | pathlib.Path, step: int | None = None) -> tuple[nn.Modul
         except Exception as error:
             raise _damaged(folder, step, error) from error
     _verify(folder, step, facts['arrays'], restored)
-    return config.make_model(), restored['params'], config
+    return restored
 
 
 def read_config(workdir: pathlib.Path) -> Experiment:

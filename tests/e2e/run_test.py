@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import compare, configs, run
+from jattn.training import checkpoint
 from tests.programs import call, lines_of, losses_of
 
 
@@ -34,6 +35,17 @@ def test_the_workdir_holds_everything(trained):
     assert {'train/loss', 'eval/loss', 'eval/bits_per_byte'} <= last.keys()
     np.testing.assert_allclose(last['eval/bits_per_byte'] * np.log(2), last['eval/loss'], rtol=1e-6)
     assert last['train/loss'] < lines_of(workdir)[0]['train/loss']
+
+
+def test_a_model_with_slow_state_is_trained_and_generates(text, tmp_path, capsys):
+    workdir = tmp_path / 'run'
+    arguments = ['--config=lm_bytes', '--size=tiny', '--set=model.mixer=routing', f'--set=data.path={text}']
+    assert call(run, *arguments, f'--workdir={workdir}') == 0
+    assert {'train/commitment', 'train/loss'} <= lines_of(workdir)[-1].keys()
+    assert checkpoint.load_collections(workdir)['mixer_state']
+    capsys.readouterr()
+    assert call(run, '--mode=generate', f'--workdir={workdir}', '--prompt=line', '--new_tokens=5') == 0
+    assert capsys.readouterr().out.startswith('line')
 
 
 def test_eval_gives_the_last_evaluation_again(trained, capsys):

@@ -18,7 +18,8 @@ LENGTHS, NEW = (7, 3, 5), 6
 def build(pattern, **changes):
     sizes = dict(width=32, layers=len(pattern) + 1, read_in='tokens', input_size=32, output_size=32)
     model = DecoderConfig(mixer=pattern, **(sizes | changes)).make()
-    return model, nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))['params']
+    variables = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
+    return model, variables.pop('params'), variables
 
 
 def prompts():
@@ -27,15 +28,15 @@ def prompts():
 
 @pytest.mark.parametrize('name', PATTERNS)
 def test_greedy_generation_is_argmax_of_the_whole_forward(name):
-    model, params = build(PATTERNS[name], max_positions=16 if name == 'softmax' else None)
+    model, params, slow = build(PATTERNS[name], max_positions=16 if name == 'softmax' else None)
     tokens, lengths = prompts()
-    out = generate(model, params, tokens, lengths, NEW)
+    out = generate(model, params, tokens, lengths, NEW, collections=slow)
     apply = jax.jit(model.apply)
     for row, length in enumerate(LENGTHS):
         sequence = np.concatenate([tokens[row, :length], out[row]])
         padded = np.zeros((1, 13), np.int32)  # later tokens change nothing
         padded[0, : len(sequence)] = sequence
-        logits, _ = apply({'params': params}, jnp.array(padded))
+        logits, _ = apply({'params': params, **slow}, jnp.array(padded))
         expected = np.argmax(logits[0], axis=-1)[length - 1 : length - 1 + NEW]
         np.testing.assert_array_equal(out[row], expected)
 
@@ -56,7 +57,7 @@ def test_sampling_limits_the_choice():
 
 
 def test_the_key_decides_the_draws():
-    model, params = build(PATTERNS['softmax'])
+    model, params, _ = build(PATTERNS['softmax'])
     tokens, lengths = prompts()
     draw = lambda seed: generate(
         model, params, tokens, lengths, NEW, key=jax.random.key(seed), sampling=Sampling(temperature=2.0)
@@ -75,14 +76,14 @@ def test_the_key_decides_the_draws():
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_compiled(arguments, message):
-    model, params = build(PATTERNS['softmax'], max_positions=16)
+    model, params, _ = build(PATTERNS['softmax'], max_positions=16)
     tokens, lengths = prompts()
     with pytest.raises(ValueError, match=message):
         generate(model, params, tokens, lengths, **arguments)
 
 
 def test_lengths_out_of_range_and_empty_prompts_are_named():
-    model, params = build(PATTERNS['softmax'])
+    model, params, _ = build(PATTERNS['softmax'])
     with pytest.raises(ValueError, match=r'lengths must be in \[1, T=7\], found \[0, 8\]'):
         generate(model, params, prompts()[0], jnp.array([0, 8, 3]), 2)
     with pytest.raises(ValueError, match='a prompt is empty'):
