@@ -80,7 +80,10 @@ class ShortConvolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, rows: Rows, tail: Array | None = None) -> tuple[Array, Array | None]:
-        init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', in_axis=0, out_axis=())
+        # A channel is no input of another: the fan-in is the W taps alone.
+        init = nn.initializers.variance_scaling(
+            1.0, 'fan_in', 'truncated_normal', in_axis=0, out_axis=(), batch_axis=(1,)
+        )
         kernel = self.param(
             'kernel',
             nn.with_logical_partitioning(init, ('tap', 'mlp')),

@@ -241,7 +241,7 @@ def test_each_layer_carries_information_exactly_one_window_further():
     order = np.argsort(x // 4, kind='stable')
     at = np.stack([0 * x, y, x], -1)[order][None]
     context = Context(segments=jnp.array(1 + at[..., 2] // 4, jnp.int32), coordinates=jnp.array(at, jnp.int32))
-    inputs = RANDOM.normal(size=(1, 80, 8)).astype(np.float32)
+    inputs = np.random.default_rng(1).normal(size=(1, 80, 8)).astype(np.float32)
     params = {'params': parameters(CROSS)}
 
     def windows_changed(layers):

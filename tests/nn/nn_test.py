@@ -13,7 +13,7 @@ from jattn.nn.linear import Linear
 from jattn.nn.losses import Mean, cross_entropy
 from jattn.nn.norm import NORMS
 from jattn.nn.rotary import rotate
-from jattn.nn.short_convolution import short_convolution
+from jattn.nn.short_convolution import ShortConvolution, short_convolution
 
 
 def normal(*shape, seed=0):
@@ -49,6 +49,13 @@ def test_rotated_scores_depend_on_the_distance_alone():
     assert abs(score(3, 1) - score(3, 2)) > 1e-3
     with pytest.raises(ValueError, match='head_dim=7 must be even'):
         rotate(normal(1, 1, 1, 7), jnp.array([[0]]))
+
+
+def test_a_short_convolution_starts_with_outputs_as_large_as_inputs():
+    y, _ = nn.unbox(
+        ShortConvolution(4).init_with_output(jax.random.key(0), normal(8, 64, 32), locate(Context(), (8, 64)))
+    )[0]
+    assert 0.8 < float(jnp.std(y)) < 1.2
 
 
 def naive_convolution(x, kernel, segments):
