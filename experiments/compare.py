@@ -28,6 +28,7 @@ from jattn.testbeds.task import Task
 from jattn.training.experiment import Experiment
 from jattn.training.feed import make_feed
 from jattn.training.loop import train
+from jattn.training.step import abstract_params
 from jattn.training.writers import show
 
 _CONFIGS = flags.DEFINE_list('configs', ['icl_linear'], 'Configs, comma-separated.')
@@ -91,8 +92,7 @@ def run_cell(seeds: Sequence[Experiment], workdir: pathlib.Path, name: str) -> d
     values = {score: [last[f'eval/{score}'] for last in lasts] for score in scores}
     config = seeds[0]
     example, model = make_feed(config).example(), config.make_model()
-    params = jax.eval_shape(lambda key: model.init(key, example.inputs), jax.random.key(0))['params']
-    tokens = example.inputs.shape[1]
+    params, tokens = abstract_params(model, example), example.inputs.shape[1]
     per_second = [last['steps_per_second'] * config.training.batch * tokens for last in lasts]
     return {
         'name': name,

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from experiments.papers.decoders import Setting, compare, score
+from experiments.papers.decoders import Setting, Variables, compare, score
 from jattn.contract import MixerConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds import Passkey
 from jattn.training.optimizer import AdamWConfig
-from jattn.typing import Float, Key, PyTree
+from jattn.typing import Float, Key
 
 FIRST = dict(tokens=32, batch=64, steps=150)  # before the rows of the task's own length
 ROWS = 2**15  # tokens of an evaluation batch: long rows come in small batches
@@ -69,12 +69,12 @@ def accuracies(
 
     settings = {name: setting(mixer) for name, mixer in mixers.items()}
 
-    def measure(setting: Setting, params: PyTree) -> list[float]:
+    def measure(setting: Setting, variables: Variables) -> list[float]:
         found = []
         for length in lengths:
             rows = max(ROWS // length, 1)
             longer = dataclasses.replace(task, tokens=length)
-            found.append(score(setting, params, longer, rows, -(-QUESTIONS // rows), key)['accuracy'])
+            found.append(score(setting, variables, longer, rows, -(-QUESTIONS // rows), key)['accuracy'])
         return found
 
     found = compare(settings, seeds, measure, say, key)

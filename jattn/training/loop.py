@@ -20,7 +20,7 @@ from jattn.training.experiment import Experiment
 from jattn.training.feed import CorpusFeed, TaskFeed, make_feed
 from jattn.training.partition import JitPartition, Partition, PmapPartition, make_mesh
 from jattn.training.preemption import Preemption
-from jattn.training.step import TrainState, eval_step, init_state, train_step
+from jattn.training.step import TrainState, abstract_params, eval_step, init_state, train_step
 from jattn.training.warm_start import warm_start
 from jattn.training.workdir import Workdir
 
@@ -35,9 +35,10 @@ def make_partition(config: Experiment, feed: TaskFeed | CorpusFeed) -> Partition
     """The compiled step of an experiment on the devices that it asks for."""
     training, model = config.training, config.make_model()
     example = feed.example()
-    abstract = jax.eval_shape(lambda key: model.init(key, example.inputs), jax.random.key(0))['params']
     names = jax.tree.map(
-        lambda box: tuple(box.names), abstract, is_leaf=lambda node: isinstance(node, nn.LogicallyPartitioned)
+        lambda box: tuple(box.names),
+        abstract_params(model, example),
+        is_leaf=lambda node: isinstance(node, nn.LogicallyPartitioned),
     )
     tx = training.optimizer.make(training.steps, names)
     functions = dict(
@@ -102,7 +103,7 @@ def _start(config: Experiment, feed: TaskFeed | CorpusFeed, partition: Partition
     state = partition.init(jax.random.key(config.training.seed))
     if config.training.init_from is None:
         return state, []
-    warm, lines = warm_start(partition.unreplicated(state), config, feed.example().inputs)
+    warm, lines = warm_start(partition.unreplicated(state), config, feed.example())
     return partition.replicated(warm), lines
 
 

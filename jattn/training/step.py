@@ -40,9 +40,20 @@ class TrainState:
     failed_at: Int32[Array, '']
 
 
+def batch_context(batch: Batch, train: bool = False, axis: str | None = None) -> Context:
+    """What a model is told of a batch beside its inputs."""
+    return Context(positions=batch.positions, segments=batch.segments, train=train, axis=axis, **batch.context)
+
+
+def abstract_params(model: nn.Module, example: Batch) -> PyTree:
+    """The shapes of a model's parameters, boxed with their logical axis names; nothing is computed."""
+    init = lambda key, example: model.init(key, example.inputs, batch_context(example))
+    return jax.eval_shape(init, jax.random.key(0), example)['params']
+
+
 def init_state(model: nn.Module, tx: optax.GradientTransformation, example: Batch, key: Key) -> TrainState:
     """The state before the first step; parameters are boxed with their logical axis names."""
-    variables = dict(model.init(key, example.inputs, _context(example)))
+    variables = dict(model.init(key, example.inputs, batch_context(example)))
     params = variables.pop('params')
     return TrainState(jnp.int32(0), params, tx.init(params), variables, jnp.int32(-1))
 
@@ -80,7 +91,7 @@ def train_step(
         (outputs, _), updated = model.apply(
             {'params': params, **collections},
             micro.inputs,
-            _context(micro, train=True, axis=axis),
+            batch_context(micro, train=True, axis=axis),
             mutable=[*collections, LOSSES],
             rngs={'dropout': key},
         )
@@ -124,12 +135,8 @@ def train_step(
 
 def eval_step(model: nn.Module, data: Any, axis: str | None, state: TrainState, batch: Batch) -> dict[str, Mean]:
     """The metrics of one batch; changes nothing."""
-    outputs, _ = model.apply({'params': state.params, **state.collections}, batch.inputs, _context(batch))
+    outputs, _ = model.apply({'params': state.params, **state.collections}, batch.inputs, batch_context(batch))
     return _over_devices(data.metrics(outputs, batch), axis)
-
-
-def _context(batch: Batch, train: bool = False, axis: str | None = None) -> Context:
-    return Context(positions=batch.positions, segments=batch.segments, train=train, axis=axis, **batch.context)
 
 
 def _over_devices(sums: PyTree, axis: str | None) -> PyTree:

@@ -6,26 +6,25 @@ A parameter fits one of the same path and shape. An axis named 'vocab' may grow:
 (landmark tokens). A run that has saved a checkpoint resumes from that; the optimizer starts anew.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jattn.config import ConfigError
+from jattn.testbeds.task import Batch
 from jattn.training import checkpoint
 from jattn.training.experiment import Experiment
-from jattn.training.step import TrainState
+from jattn.training.step import TrainState, abstract_params
 from jattn.typing import Array, PyTree
 
 
-def warm_start(state: TrainState, config: Experiment, example: Any) -> tuple[TrainState, list[str]]:
+def warm_start(state: TrainState, config: Experiment, example: Batch) -> tuple[TrainState, list[str]]:
     """The state with the parameters of the run `config.training.init_from`, and lines that say what was done.
 
     Args:
         state: a fresh one, every array once.
         config: of the new run.
-        example: inputs of its model, for shapes.
+        example: a batch of its model, for shapes.
 
     Raises:
         FileNotFoundError: there is no such run, or it has no checkpoint.
@@ -33,8 +32,8 @@ def warm_start(state: TrainState, config: Experiment, example: Any) -> tuple[Tra
     """
     workdir = config.training.init_from
     _, old, _ = checkpoint.load(workdir)
-    boxed = jax.eval_shape(lambda key: config.make_model().init(key, example), jax.random.key(0))['params']
-    params, lines = adopt(state.params, nn.get_partition_spec(boxed), old, workdir)
+    names = nn.get_partition_spec(abstract_params(config.make_model(), example))
+    params, lines = adopt(state.params, names, old, workdir)
     return state.replace(params=params), lines
 
 

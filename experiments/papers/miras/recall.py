@@ -5,13 +5,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from experiments.papers.contract import ClaimContext, Line
-from experiments.papers.decoders import Setting, compare, score
+from experiments.papers.decoders import Setting, Variables, compare, score
 from experiments.papers.miras.settings import Size, memory, moneta
 from jattn.contract import MixerConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds import AssociativeRecall
 from jattn.training.optimizer import AdamWConfig
-from jattn.typing import PyTree
 
 PAPER = '52'
 CHUNK = 4
@@ -40,8 +39,8 @@ def measure(context: ClaimContext, size: Size) -> Found:
     tasks = {'clean': size.recall, 'corrupted': corrupted(size)}
     settings = {name: _setting(size, memory(name, CHUNK), tasks['corrupted']) for name in size.networks}
 
-    def accuracies(setting: Setting, params: PyTree) -> dict[str, float]:
-        return {kind: _accuracy(setting, params, task, context) for kind, task in tasks.items()}
+    def accuracies(setting: Setting, variables: Variables) -> dict[str, float]:
+        return {kind: _accuracy(setting, variables, task, context) for kind, task in tasks.items()}
 
     found = compare(settings, size.seeds, accuracies, context.say, context.key(100))
     return {
@@ -55,14 +54,14 @@ def measure_sweep(context: ClaimContext, size: Size) -> Found:
     """'p, q' of Moneta -> accuracies on clean values."""
     settings = {f'p = {p:g}, q = {q:g}': _setting(size, moneta(p, q, CHUNK), size.recall) for p, q in size.sweep}
 
-    def accuracy(setting: Setting, params: PyTree) -> float:
-        return _accuracy(setting, params, size.recall, context)
+    def accuracy(setting: Setting, variables: Variables) -> float:
+        return _accuracy(setting, variables, size.recall, context)
 
     return compare(settings, 1, accuracy, context.say, context.key(100))
 
 
-def _accuracy(setting: Setting, params: PyTree, task: AssociativeRecall, context: ClaimContext) -> float:
-    return score(setting, params, task, 256, 4, context.key(900))['accuracy']
+def _accuracy(setting: Setting, variables: Variables, task: AssociativeRecall, context: ClaimContext) -> float:
+    return score(setting, variables, task, 256, 4, context.key(900))['accuracy']
 
 
 def lines(found: Found, size: Size) -> list[Line]:

@@ -6,7 +6,7 @@ With `--data_dir` on ETTh1 (DATA_DIR/ett), else on the built-in synthetic series
 from collections.abc import Mapping, Sequence
 
 from experiments.papers.contract import ClaimContext, Line
-from experiments.papers.decoders import Setting, compare, score_windows
+from experiments.papers.decoders import Setting, compare, score_rows
 from experiments.papers.titans.recall import mean, values
 from experiments.papers.titans.settings import HEADS, Size, lmm
 from jattn.data import SeriesConfig
@@ -49,7 +49,7 @@ def measure(context: ClaimContext, size: Size) -> Found:
         for horizon in size.horizons
     }
     named = {f'{name}, horizon {horizon}': setting for (horizon, name), setting in settings.items()}
-    found = dict(zip(settings, compare(named, size.seeds, score_windows, context.say, context.key(300)).values()))
+    found = dict(zip(settings, compare(named, size.seeds, score_rows, context.say, context.key(300)).values()))
     return {horizon: {name: found[horizon, name] for name in mixers} for horizon in size.horizons}
 
 

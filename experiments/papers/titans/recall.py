@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 from experiments.papers.contract import ClaimContext, Line
-from experiments.papers.decoders import Setting, compare, score
+from experiments.papers.decoders import Setting, Variables, compare, score
 from experiments.papers.titans.settings import HEADS, Size, lmm, without
 from jattn.contract import MixerConfig
 from jattn.memories import MEMORIES
 from jattn.mixers import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.training.optimizer import AdamWConfig
-from jattn.typing import PyTree
 
 PAPER = '33'
 CHUNK = 4  # the contexts are short: a key must be able to come back in a later chunk
@@ -51,8 +50,8 @@ def _setting(size: Size, mixer: MixerConfig) -> Setting:
 def measure(context: ClaimContext, size: Size) -> Found:
     """Metrics of every mixer and seed, on the same fresh rows."""
 
-    def metrics(setting: Setting, params: PyTree) -> dict[str, float]:
-        return score(setting, params, size.recall, 256, 4, context.key(900))
+    def metrics(setting: Setting, variables: Variables) -> dict[str, float]:
+        return score(setting, variables, size.recall, 256, 4, context.key(900))
 
     return compare(settings(size), size.seeds, metrics, context.say, context.key(100))
 

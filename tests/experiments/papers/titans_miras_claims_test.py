@@ -133,7 +133,7 @@ def small_setting(data, **changes):
 def test_equal_keys_train_equal_decoders_and_score_them_on_equal_rows():
     setting = small_setting(TASK)
     said = []
-    measure = lambda setting, params: decoders.score(setting, params, TASK, 4, 2, jax.random.key(3))
+    measure = lambda setting, variables: decoders.score(setting, variables, TASK, 4, 2, jax.random.key(3))
     found = decoders.compare({'a': setting, 'b': setting}, 2, measure, said.append, jax.random.key(0))
     assert found['a'] == found['b'] and found['a'][0] != found['a'][1]
     told = {f'{name}, seed {seed}' for name in 'ab' for seed in range(2)}  # in the order of the threads
@@ -143,9 +143,9 @@ def test_equal_keys_train_equal_decoders_and_score_them_on_equal_rows():
 def test_every_window_counts_once_in_a_forecasts_error():
     data = SeriesConfig(look_back=16, horizon=4, patch=4)
     setting = small_setting(data)
-    params, _ = decoders.train(setting, jax.random.key(0))
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    found = decoders.score_windows(setting, zeros)
+    variables, _ = decoders.train(setting, jax.random.key(0))
+    zeros = jax.tree.map(jnp.zeros_like, variables)
+    found = decoders.score_rows(setting, zeros)
     assert found['mse'] == pytest.approx(data.facts()['window_mean_mse'], rel=1e-5)
 
 
