@@ -7,7 +7,6 @@ S_t are the learner's steps (-theta_t g_t), a_t the decays (the retention gate);
 | name | fresh anchor | W | settled, with Z = b_C anchor + D_C | a chunk reads |
 | --- | --- | --- | --- | --- |
 | keep, decay | W_0 | anchor | Z | b_t W + D_t |
-| decay towards 'initial' | 0 | W_0 + anchor | Z | W_0 + b_t anchor + D_t |
 | lq, 'paper' | W_0 / norm_q(W_0) | A / clamp(norm_q(A))^(q-2) | Z | b_t W + D_t / clamp(norm_q(A))^(q-2) |
 | lq, 'dual' | the A with W(A) = W_0 | (q-1) sign(A) abs(A)^(p-1) norm_p(A)^(2-p) | Z | W + slope D_t |
 | kl | W_0, as logits | c softmax(L), or that - c / inputs | Z | W + D_t |
@@ -16,6 +15,9 @@ S_t are the learner's steps (-theta_t g_t), a_t the decays (the retention gate);
 | bregman | W_0, as logits | sigmoid(L) | Z | W + D_t |
 | f_divergence | c softmax(W_0) | anchor | W g(D_C - zeta), zeta: every row sums to c | W + D_t |
 | row_norm | W_0 | anchor | rows of Z at the norms of W_0's | b_t W + D_t |
+
+decay, lq and kl forget towards 'zero', as printed, or towards the 'initial' weights: then the anchor is what has been
+added to the fresh one, A = fresh + anchor, and the retention's global term is the distance from W_0 in place of 0.
 
 A row is the last axis, the incoming weights of one unit; norm_q is over the whole weight; 1/p + 1/q = 1. The maps are
 in `proximal.py` (Behrouz et al. 2025, Miras; row_norm: Zhang et al. 2025, LaCT). Where weights are not linear in the
@@ -89,15 +91,11 @@ class Keep(Retention):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Decay(Retention):
-    """The l2 gate, local and global in one: RetNet, GLA, Gated DeltaNet, Titans, Yaad.
+class Forgetting(Retention):
+    """The base of those that forget by a factor.
 
     Attributes:
-        towards: what is left when all is forgotten: 'zero', or the 'initial' weights.
-
-    >>> w, one = (jnp.array([2.0]),), jnp.ones(())
-    >>> Decay().settle(w, 0.5 * one, (jnp.array([3.0]),), w, {}, 1)[0].tolist()
-    [4.0]
+        towards: what is left when all is forgotten: 'zero' of the accumulator, or the 'initial' weights.
     """
 
     towards: str = 'zero'
@@ -105,22 +103,41 @@ class Decay(Retention):
     def __post_init__(self) -> None:
         _one_of('towards', self.towards, ('zero', 'initial'))
 
+    def origin(self, initial: Weights) -> Weights:
+        """The accumulator that stands for the initial weights."""
+        return initial
+
+    def accumulator(self, initial: Weights, slow: Slow) -> Weights:
+        origin = self.origin(initial)
+        return origin if self.towards == 'zero' else _each(jnp.zeros_like, origin)
+
+    def accumulated(self, anchor: Weights, initial: Weights) -> Weights:
+        """A, of which the anchor is all, or what was added to the origin."""
+        return anchor if self.towards == 'zero' else _each(jnp.add, self.origin(initial), anchor)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decay(Forgetting):
+    """The l2 gate, local and global in one: RetNet, GLA, Gated DeltaNet, Titans, Yaad.
+
+    >>> w, one = (jnp.array([2.0]),), jnp.ones(())
+    >>> Decay().settle(w, 0.5 * one, (jnp.array([3.0]),), w, {}, 1)[0].tolist()
+    [4.0]
+    """
+
     @property
     def is_linear(self) -> bool:
         return self.towards == 'zero'
 
-    def accumulator(self, initial: Weights, slow: Slow) -> Weights:
-        return initial if self.is_linear else _each(jnp.zeros_like, initial)
-
     def weights(self, anchor: Weights, initial: Weights, slow: Slow) -> Weights:
-        return anchor if self.is_linear else _each(jnp.add, initial, anchor)
+        return self.accumulated(anchor, initial)
 
     def parts(self, anchor: Weights, initial: Weights, slow: Slow) -> Parts:
         return Parts(fixed=None if self.is_linear else initial, fading=anchor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lq(Retention):
+class Lq(Forgetting):
     """The l_q norm in place of l2 (Moneta: q = 4).
 
     The 'dual' form is the exact map of norm_q(W)^2 / (2 (q-1)), with abs(A)^(p-1) smoothed at 0. Its Jacobian is
@@ -141,6 +158,7 @@ class Lq(Retention):
     epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _one_of('form', self.form, ('paper', 'dual', 'none'))
         if not 1 < self.q < math.inf:
             raise ValueError(f'retention.q={self.q} must be finite and above 1')
@@ -151,37 +169,42 @@ class Lq(Retention):
 
     @property
     def is_linear(self) -> bool:
-        return self.form == 'none'
+        return self.form == 'none' and self.towards == 'zero'
 
-    def accumulator(self, initial: Weights, slow: Slow) -> Weights:
+    def origin(self, initial: Weights) -> Weights:
         if self.form == 'dual':
             return _each(lambda w: proximal.lq_dual_inverse(w, self.q), initial)
-        return initial if self.is_linear else _each(lambda w: lq_direction(w, self.q), initial)
+        return initial if self.form == 'none' else _each(lambda w: lq_direction(w, self.q), initial)
 
     def weights(self, anchor: Weights, initial: Weights, slow: Slow) -> Weights:
+        whole = self.accumulated(anchor, initial)
         if self.form == 'dual':
-            return _each(lambda a: proximal.lq_dual(a, self.q, self.epsilon), anchor)
-        return anchor if self.is_linear else _each(lambda a: a / self._divisor(a), anchor)
+            return _each(lambda a: proximal.lq_dual(a, self.q, self.epsilon), whole)
+        return _each(lambda a: a / self._divisor(a), whole)
 
     def parts(self, anchor: Weights, initial: Weights, slow: Slow) -> Parts:
-        weights = self.weights(anchor, initial, slow)
+        whole = self.accumulated(anchor, initial)
         if self.form == 'dual':
-            return Parts(fixed=weights, fading=None, slope=_each(self._mean_slope, anchor))
-        if self.is_linear:
-            return Parts(fixed=None, fading=weights)
-        return Parts(fixed=None, fading=weights, slope=_each(lambda a: 1 / self._divisor(a), anchor))
+            return Parts(fixed=self.weights(anchor, initial, slow), fading=None, slope=_each(self._mean_slope, whole))
+        slope = _each(lambda a: 1 / self._divisor(a), whole)
+        fixed = None if self.towards == 'zero' else _each(jnp.multiply, self.origin(initial), slope)
+        return Parts(fixed=fixed, fading=_each(jnp.multiply, anchor, slope), slope=slope)
 
-    def _divisor(self, anchor: Array) -> Array:
-        return proximal.lq_divisor(anchor, self.q, self.low, self.high)
+    def _divisor(self, whole: Array) -> Array:
+        return (
+            proximal.lq_divisor(whole, self.q, self.low, self.high)
+            if self.form == 'paper'
+            else jnp.ones((), whole.dtype)
+        )
 
-    def _mean_slope(self, anchor: Array) -> Array:
-        ratio = lq_norm(lq_direction(anchor, 2.0), self.q / (self.q - 1))
+    def _mean_slope(self, whole: Array) -> Array:
+        ratio = lq_norm(lq_direction(whole, 2.0), self.q / (self.q - 1))
         return jnp.where(ratio > 0, jnp.square(ratio), 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KL(Retention):
-    """Every row a softmax (Memora): W >= 0 and its rows sum to c; forgetting makes them uniform.
+class KL(Forgetting):
+    """Every row a softmax (Memora): W >= 0 and its rows sum to c; forgetting towards zero makes them uniform.
 
     The initial weights are logits, and must not be equal: equal units have equal gradients for ever. c, one a weight,
     is learned as its logarithm, so that it stays positive, from sqrt(inputs).
@@ -193,7 +216,8 @@ class KL(Retention):
     centred: bool = False
 
     def weights(self, anchor: Weights, initial: Weights, slow: Slow) -> Weights:
-        return tuple(self._row(logits, jnp.exp(slow[_log_total(n)])) for n, logits in enumerate(anchor))
+        whole = self.accumulated(anchor, initial)
+        return tuple(self._row(logits, jnp.exp(slow[_log_total(n)])) for n, logits in enumerate(whole))
 
     def parts(self, anchor: Weights, initial: Weights, slow: Slow) -> Parts:
         return Parts(fixed=self.weights(anchor, initial, slow), fading=None)

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import stability
+from experiments import layer_gradients, stability
+from jattn.memories import MEMORIES
 from tests.programs import call
 
 CASES = stability.cases()
@@ -52,6 +53,23 @@ def test_a_sum_without_forgetting_grows_linearly_on_one_key_and_a_delta_rule_doe
     assert growth['deltanet'] < 1.01
 
 
+@pytest.mark.parametrize('name', ['moneta', 'memora'])
+def test_the_outer_gradient_of_a_deep_memory_does_not_grow_with_the_row(name):
+    assert layer_gradients.measure(MEMORIES[name], jax.random.key(1))['verdict'] == 'holds'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', layer_gradients.literal())
+def test_the_outer_gradient_explodes_where_a_memory_forgets_towards_zero_as_printed(name):
+    assert layer_gradients.measure(layer_gradients.literal()[name], jax.random.key(1))['verdict'] == 'EXPLODES'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', MEMORIES)
+def test_the_outer_gradient_of_no_member_grows_with_the_row(name):
+    assert layer_gradients.measure(MEMORIES[name], jax.random.key(1))['verdict'] == 'holds'
+
+
 def test_tokens_are_what_their_kind_says():
     cfg = stability.shrink(CASES['gated_deltanet'].memory)
     names = tuple((kind, decay) for decay in stability.DECAYS for kind in stability.KINDS)
@@ -72,6 +90,7 @@ def test_the_program_prints_a_table_and_writes_it(tmp_path, capsys):
     assert call(stability, *options) == 0
     printed = capsys.readouterr().out
     assert 'retnet: holds' in printed and 'deltanet_chunk_64_step_1: UNSTABLE at decay none' in printed
-    assert len(json.loads((tmp_path / 'stability.json').read_text())) == 12
+    written = json.loads((tmp_path / 'stability.json').read_text())
+    assert len(written['states']) == 12 and list(written['gradients']) == ['retnet']
     assert call(stability, '--members=retnett') == 2
     assert "did you mean 'retnet'?" in capsys.readouterr().err

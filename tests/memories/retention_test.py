@@ -17,8 +17,11 @@ from jattn.ops.fast_weights.dual import apply
 SHAPES = ((5, 4), (3, 6), (4,))
 VARIANTS = {
     'decay_initial': Decay(towards='initial'),
+    'lq_initial': Lq(towards='initial'),
     'lq_dual': Lq(form='dual'),
+    'lq_dual_initial': Lq(form='dual', towards='initial'),
     'lq_none': Lq(form='none'),
+    'kl_initial': KL(towards='initial'),
     'kl_centred': KL(centred=True),
     'elastic_net_smooth': ElasticNet(form='smooth', threshold=0.05),
     'elastic_net_ftrl': ElasticNet(form='ftrl', threshold=0.05),
@@ -26,7 +29,12 @@ VARIANTS = {
     'f_divergence_reverse_kl': FDivergence(divergence='reverse_kl', total=2.0),
 }
 ALL = RETENTIONS | VARIANTS
-SUMS = {'kl': lambda n: math.sqrt(n), 'kl_centred': lambda n: 0.0, 'f_divergence': lambda n: math.sqrt(n)}
+SUMS = {
+    'kl': lambda n: math.sqrt(n),
+    'kl_initial': lambda n: math.sqrt(n),
+    'kl_centred': lambda n: 0.0,
+    'f_divergence': lambda n: math.sqrt(n),
+}
 SUMS |= {'f_divergence_chi2': lambda n: math.sqrt(n), 'f_divergence_reverse_kl': lambda n: 2.0}
 
 
@@ -149,6 +157,9 @@ def test_an_elastic_net_without_a_threshold_is_decay(form):
     [
         ('decay', lambda w: 0 * w),
         ('decay_initial', lambda w: w),
+        ('lq_initial', lambda w: w / jnp.sum(w**4) ** (1 / 4)),
+        ('lq_dual_initial', lambda w: proximal.lq_dual(proximal.lq_dual_inverse(w, 4.0), 4.0, 1e-6)),
+        ('kl_initial', lambda w: math.sqrt(w.shape[-1]) * jax.nn.softmax(w, axis=-1)),
         ('kl', lambda w: jnp.full_like(w, w.shape[-1] ** -0.5)),
         ('kl_centred', lambda w: 0 * w),
         ('bregman', lambda w: jnp.full_like(w, 0.5)),

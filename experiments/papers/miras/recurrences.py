@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.papers.miras.networks import Network, gelu, memora, moneta, titans, ttt, yaad
 from experiments.papers.miras.stream import Stream
-from jattn.memories.retention import Decay, Retention
+from jattn.memories.retention import KL, Decay, Lq, Retention
 from jattn.typing import Array, Float
 
 Recurrence = Callable[[Stream], Float[Array, 'T V']]
@@ -147,8 +147,8 @@ ROWS: dict[str, Row] = {
     'DeltaProduct': Row('delta_product', matrix(delta_product)),
     'TTT-MLP': Row('ttt_mlp', ttt(_TTT(gelu))),
     'Titans LMM': Row('titans_lmm', titans, retention=Decay()),
-    'Moneta': Row('moneta', moneta),
+    'Moneta': Row('moneta', moneta, retention=Lq()),
     'Yaad': Row('yaad', yaad, retention=Decay()),
     'Yaad, forgetting towards W_0': Row('yaad', functools.partial(yaad, towards_start=True)),
-    'Memora': Row('memora', memora),
+    'Memora': Row('memora', memora, retention=KL()),
 }

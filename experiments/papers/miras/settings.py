@@ -4,8 +4,7 @@ import dataclasses
 
 from jattn.contract import MixerConfig
 from jattn.memories import MEMORIES, MemoryConfig
-from jattn.memories.bias import L2, LP
-from jattn.memories.retention import Lq
+from jattn.memories.bias import L2
 from jattn.testbeds import AssociativeRecall, Passkey
 
 HEADS = 2
@@ -114,27 +113,36 @@ SIZES = {'tiny': _TINY, 'small': _SMALL, 'paper': _PAPER}
 def memory(name: str, chunk: int) -> MemoryConfig:
     """A member at the size of the rerun: two heads; networks with hidden layers twice as wide as the keys.
 
-    Steps are at most 0.25, the bound at the members' own chunk of 16: with steps to 1, the bound at chunks of 4, one of
+    Steps keep the bound of the members' own chunk of 16, mostly 0.25: with steps to 1, the bound at chunks of 4, one of
     two runs with l2 ended in NaN.
     """
     if name == 'l2':
         yaad = memory('yaad', chunk)
         return dataclasses.replace(yaad, bias=L2(), gates=dataclasses.replace(yaad.gates, threshold=None))
     base = dataclasses.replace(MEMORIES[name], heads=HEADS)
+    step = base.gates.step
     if base.architecture.is_linear:
         return dataclasses.replace(base, tile=16)
     return dataclasses.replace(
         base,
         chunk=chunk,
         architecture=dataclasses.replace(base.architecture, expansion=2.0),
-        gates=dataclasses.replace(base.gates, step=dataclasses.replace(base.gates.step, bound=0.25)),
+        gates=dataclasses.replace(base.gates, step=dataclasses.replace(step, bound=step.bound or base.step_bound)),
     )
 
 
 def moneta(p: float, q: float, chunk: int) -> MixerConfig:
-    """Moneta with other norms.
+    """Moneta with other norms, its step bounded as its own is, by the steepest slope p (p-1) clip^(p-2) of its loss.
 
     >>> moneta(2.0, 4.0, 4).bias.p, moneta(2.0, 4.0, 4).retention.q
     (2.0, 4.0)
     """
-    return dataclasses.replace(memory('moneta', chunk), bias=LP(p=p), retention=Lq(q=q))
+    base = memory('moneta', chunk)
+    slope = lambda power: power * max(power - 1, 1) * base.bias.clip ** max(power - 2, 0)
+    step = dataclasses.replace(base.gates.step, bound=base.gates.step.bound * slope(base.bias.p) / slope(p))
+    return dataclasses.replace(
+        base,
+        bias=dataclasses.replace(base.bias, p=p),
+        retention=dataclasses.replace(base.retention, q=q),
+        gates=dataclasses.replace(base.gates, step=step),
+    )
