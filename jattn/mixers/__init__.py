@@ -12,6 +12,10 @@
 | normalized_attention | the same | matrix a head | normalized_attention.py |
 | mixture_of_heads | Jin et al. 2024, Mixture-of-Head Attention | keys and values | mixture_of_heads.py |
 | routing | Roy et al. 2021, Routing Transformer | a ring of keys a cluster, a ring of local keys | routing.py |
+| extractor_she, _he, _we, _me | Chen 2023, Attention Is Not All You Need Anymore | the last inputs | extractor.py |
+| s4d | Gu et al. 2022, S4D; Wang et al. 2023, Selective S4 | N complex numbers a channel | s4d.py |
+| density_adaptive | Ioannides et al. 2024, Density Adaptive Attention | none | density_adaptive.py |
+| scattered_linear | He et al. 2024, ScatterFormer | none | scattered_linear.py |
 
 and every memory, from linear attention to Titans and Miras: `jattn/memories/members.py` is their table.
 """
@@ -19,12 +23,16 @@ and every memory, from linear attention to Titans and Miras: `jattn/memories/mem
 from jattn.contract import MixerConfig
 from jattn.memories import MEMORIES
 from jattn.mixers.aaren import AarenConfig
+from jattn.mixers.density_adaptive import DensityAdaptiveConfig
+from jattn.mixers.extractor import KINDS, ExtractorConfig
 from jattn.mixers.mamba import MambaConfig
 from jattn.mixers.mixture_of_heads import MixtureOfHeadsConfig
 from jattn.mixers.normalized_attention import NormalizedAttentionConfig
 from jattn.mixers.qlstm import QLSTMConfig
 from jattn.mixers.rg_lru import RGLRUConfig
 from jattn.mixers.routing import RoutingConfig
+from jattn.mixers.s4d import S4DConfig
+from jattn.mixers.scattered_linear import ScatteredLinearConfig
 from jattn.mixers.softmax import SoftmaxConfig
 from jattn.mixers.titans import ContextTitansConfig, WindowedTitansConfig
 
@@ -41,4 +49,8 @@ MIXERS: dict[str, MixerConfig] = {
     'normalized_attention': NormalizedAttentionConfig(),
     'mixture_of_heads': MixtureOfHeadsConfig(),
     'routing': RoutingConfig(),
+    **{f'extractor_{kind}': ExtractorConfig(kind=kind) for kind in KINDS},
+    's4d': S4DConfig(),
+    'density_adaptive': DensityAdaptiveConfig(),
+    'scattered_linear': ScatteredLinearConfig(),
 }

@@ -20,11 +20,15 @@ from jattn.contract import Context
 from jattn.flops import count_flops
 from jattn.mixers import MIXERS, SoftmaxConfig
 from jattn.mixers.aaren import AarenConfig
+from jattn.mixers.density_adaptive import DensityAdaptiveConfig
+from jattn.mixers.extractor import ExtractorConfig
 from jattn.mixers.mamba import MambaConfig
 from jattn.mixers.mixture_of_heads import MixtureOfHeadsConfig
 from jattn.mixers.normalized_attention import NormalizedAttentionConfig
 from jattn.mixers.qlstm import QLSTMConfig
 from jattn.mixers.routing import RoutingConfig
+from jattn.mixers.s4d import S4DConfig
+from jattn.mixers.scattered_linear import ScatteredLinearConfig
 from jattn.taps import Edit
 
 VARIANTS = {
@@ -38,6 +42,11 @@ VARIANTS = {
     'mixture_of_heads[query_norm,grouped,window]': MixtureOfHeadsConfig(gates='query_norm', key_heads=4, window=4),
     'routing[options]': RoutingConfig(local_heads=0, mask_self=True, scale=0.3, relative=False),
     'routing[top]': RoutingConfig(selection='top'),
+    'extractor_she[absolute,out_proj]': ExtractorConfig(indexing='absolute', out_proj=True, use_bias=True),
+    's4d[gaps,glu]': S4DConfig(use_gaps=True, glu=True),
+    'density_adaptive[causal features]': DensityAdaptiveConfig(axis='features', causal=True, heads=3),
+    'density_adaptive[causal time]': DensityAdaptiveConfig(causal=True, heads=1, rescale=True),
+    'scattered_linear[cross_window]': ScatteredLinearConfig(cross_window=True, grid=(2, 8, 8), window=4),
 }
 ENTRIES = {name: cfg.tiny() for name, cfg in (MIXERS | VARIANTS).items()}
 CAUSAL = [name for name, cfg in ENTRIES.items() if cfg.causal]
