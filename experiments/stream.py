@@ -17,7 +17,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,11 +60,12 @@ WARM_UP = 2**14  # tokens of a stream before its memory counts as grown
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A model to stream through."""
+    """A model to stream through; `slow` is its slow state, empty for most."""
 
     model: nn.Module
     params: PyTree
     config: Experiment
+    slow: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -93,19 +94,21 @@ def _open() -> Opened:
     if (cli.WORKDIR.value is None) == (cli.CONFIG.value is None):
         raise ConfigError('either --workdir (a trained model) or --config (a fresh one) is needed')
     if cli.WORKDIR.value is not None:
-        return Opened(*checkpoint.load(cli.WORKDIR.value, cli.STEP.value))
+        slow = checkpoint.load_collections(cli.WORKDIR.value, cli.STEP.value)
+        return Opened(*checkpoint.load(cli.WORKDIR.value, cli.STEP.value), slow)
     config = configs.load(cli.CONFIG.value, cli.SIZE.value, cli.SET.value)
     if config.trunk.read_in != 'tokens':
         raise ConfigError(f'--config={cli.CONFIG.value}: a stream is of tokens, and this model reads vectors')
     print('untrained parameters: only memory and speed mean something')
-    return Opened(*fresh(config), config)
+    model, variables = fresh(config)
+    return Opened(model, variables.pop('params'), config, variables)
 
 
-def fresh(config: Experiment) -> tuple[nn.Module, PyTree]:
-    """The experiment's model before training."""
+def fresh(config: Experiment) -> tuple[nn.Module, dict[str, PyTree]]:
+    """The experiment's model before training, and its variables."""
     model = config.make_model()
-    params = jax.jit(model.init)(jax.random.key(config.training.seed), np.zeros((1, 8), np.int32))['params']
-    return model, nn.unbox(params)
+    variables = jax.jit(model.init)(jax.random.key(config.training.seed), np.zeros((1, 8), np.int32))
+    return model, nn.unbox(dict(variables))
 
 
 @dataclasses.dataclass
@@ -128,7 +131,8 @@ class Pass:
         if limit is not None and self.at + tokens.shape[1] > limit:
             raise ConfigError(f'the stream goes past max_positions={limit} of the model')
         started = time.perf_counter()
-        scores, self.stream = advance(self.opened.model, self.opened.params, self.stream, tokens, self.chunk)
+        opened = self.opened
+        scores, self.stream = advance(opened.model, opened.params, self.stream, tokens, self.chunk, opened.slow)
         nats, hits = np.asarray(scores.nats), np.asarray(scores.hits)
         if self.read:  # the first call compiles
             self.seconds += time.perf_counter() - started

@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> int:
     if not isinstance(config.data, TextConfig):
         kind = type(config.data).__name__
         raise ConfigError(f'a model of bytes is needed, but {cli.WORKDIR.value} was trained on {kind}')
-    found = surprise(model, params, jnp.array([list(text)], jnp.int32))
+    slow = checkpoint.load_collections(cli.WORKDIR.value, cli.STEP.value)
+    found = surprise(model, params, jnp.array([list(text)], jnp.int32), collections=slow)
     shown = ''.join(chr(byte) if byte < 128 else '\u25a1' for byte in text)  # one sign a byte
     out = pathlib.Path(cli.OUT.value or cli.WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ one keeps `capacity` keys, and reads NaN beyond.
 """
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,12 @@ def open_stream(model: nn.Module, batch: int, capacity: int = 1) -> Stream:
 
 
 def advance(
-    model: nn.Module, params: PyTree, stream: Stream, tokens: Int32[Array, 'B T'], call: int | None = None
+    model: nn.Module,
+    params: PyTree,
+    stream: Stream,
+    tokens: Int32[Array, 'B T'],
+    call: int | None = None,
+    collections: Mapping[str, PyTree] | None = None,
 ) -> tuple[Scores, Stream]:
     """Reads the next tokens; the stream that was given is used up (its buffers become those of the new one).
 
@@ -80,6 +86,7 @@ def advance(
         stream: where the rows stand.
         tokens: the next T of every row.
         call: T is filled up to it with padding, so that a last, shorter piece needs no compilation of its own.
+        collections: the model's slow state, if it has any.
 
     Raises:
         ValueError: T is larger than `call`, or the stream has other rows.
@@ -101,13 +108,14 @@ def advance(
     if given > call:
         raise ValueError(f'advance: tokens has T={given}, but call={call} must be at least that')
     real = jnp.broadcast_to(jnp.arange(call)[None] < given, (len(tokens), call))
-    scores, stream = _advance(model, params, stream, jnp.pad(tokens, ((0, 0), (0, call - given))), real)
+    variables = {'params': params, **(collections or {})}
+    scores, stream = _advance(model, variables, stream, jnp.pad(tokens, ((0, 0), (0, call - given))), real)
     return jax.tree.map(lambda x: x[:, :given], scores), stream
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _advance(model: nn.Module, params: PyTree, stream: Stream, tokens: Array, real: Array) -> tuple[Scores, Stream]:
-    logits, state = model.apply({'params': params}, tokens, Context(segments=real.astype(jnp.int32)), stream.state)
+def _advance(model: nn.Module, variables: PyTree, stream: Stream, tokens: Array, real: Array) -> tuple[Scores, Stream]:
+    logits, state = model.apply(variables, tokens, Context(segments=real.astype(jnp.int32)), stream.state)
     logits = logits.astype(jnp.float32)
     before = jnp.concatenate([stream.logits[:, None], logits[:, :-1]], axis=1)
     said = jnp.take_along_axis(before, tokens[..., None], axis=-1)[..., 0]

@@ -7,6 +7,8 @@ Read from the taps of the memories, whatever path computes them. With chunks gra
 so within a chunk a token is still new when it comes again.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -36,7 +38,13 @@ class Surprise:
     nats: Float[Array, 'B T']
 
 
-def surprise(model: nn.Module, params: PyTree, tokens: Int32[Array, 'B T'], context: Context = Context()) -> Surprise:
+def surprise(
+    model: nn.Module,
+    params: PyTree,
+    tokens: Int32[Array, 'B T'],
+    context: Context = Context(),
+    collections: Mapping[str, PyTree] | None = None,
+) -> Surprise:
     """Reads whole sequences.
 
     Args:
@@ -44,6 +52,7 @@ def surprise(model: nn.Module, params: PyTree, tokens: Int32[Array, 'B T'], cont
         params: its parameters.
         tokens: one document a row, or as the context says.
         context: positions and segments.
+        collections: the model's slow state, if it has any.
 
     Raises:
         ValueError: no layer of the model is a memory.
@@ -59,9 +68,9 @@ def surprise(model: nn.Module, params: PyTree, tokens: Int32[Array, 'B T'], cont
     ((0, 1), (2, 1, 6, 4), (1, 6))
     """
     axis_sizes('surprise', tokens=(tokens, 'B T'))
-    if SITES[0] not in capture.index(model, params, tokens, context):
+    if SITES[0] not in capture.index(model, params, tokens, context, collections):
         raise ValueError('surprise: no layer of this model is a memory')
-    captured = capture.run(model, params, tokens, sites=SITES, context=context)
+    captured = capture.run(model, params, tokens, sites=SITES, context=context, collections=collections)
     log_p = jax.nn.log_softmax(captured.outputs.astype(jnp.float32), axis=-1)
     said = jnp.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
     return Surprise(

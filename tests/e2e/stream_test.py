@@ -159,13 +159,20 @@ def test_a_state_goes_back_into_its_own_model_alone(passkey, tmp_path, capsys):
 
 def test_bfloat16_states_survive_the_disk(tmp_path):
     assignments = ['model.mixer=gated_deltanet', 'model.dtype=bfloat16']
-    model, params = stream.fresh(configs.load('passkey', 'tiny', assignments))
+    model, variables = stream.fresh(configs.load('passkey', 'tiny', assignments))
+    params = variables['params']
     tokens = np.arange(24, dtype=np.int32).reshape(2, 12) % 8
     _, state = advance(model, params, open_stream(model, 2), tokens)
     stream_file.save(tmp_path / 'state', state, model, params)
     loaded = stream_file.load(tmp_path / 'state', open_stream(model, 2), model, params)
     assert 'bfloat16' in {str(leaf.dtype) for leaf in jax.tree.leaves(loaded)}
     jax.tree.map(np.testing.assert_array_equal, loaded, state)
+
+
+def test_a_model_with_slow_state_streams(capsys):
+    arguments = ['--config=passkey', '--size=tiny', '--set', 'model.mixer=routing', '--lengths=64', '--needles=1']
+    assert call(stream, *arguments) == 0
+    assert 'untrained' in capsys.readouterr().out
 
 
 BAD_INPUT = {
@@ -193,8 +200,8 @@ def test_bad_input_is_one_line_and_exit_code_2(name, capsys):
 @pytest.mark.parametrize('mixer', ['gated_deltanet', 'titans_lmm'])
 def test_memory_is_flat_over_a_quarter_of_a_million_tokens(mixer):
     config = configs.load('passkey', 'tiny', [f'model.mixer={mixer}'])
-    model, params = stream.fresh(config)
-    reading = stream.Pass(stream.Opened(model, params, config), open_stream(model, 1), 1024)
+    model, variables = stream.fresh(config)
+    reading = stream.Pass(stream.Opened(model, variables['params'], config), open_stream(model, 1), 1024)
     row = stream.read_needles(reading, 2**18, [0.5], 1)
     print(f'{mixer}: peak {row["peak_bytes"] / 2**20:.1f} MB, grown by {row["growth_bytes"] / 2**20:.2f} MB')
     assert row['growth_bytes'] < max(0.05 * row['peak_bytes'], 50 * 2**20)
