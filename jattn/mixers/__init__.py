@@ -13,6 +13,7 @@
 | mixture_of_heads | Jin et al. 2024, Mixture-of-Head Attention | keys and values | mixture_of_heads.py |
 | routing | Roy et al. 2021, Routing Transformer | a ring of keys a cluster, a ring of local keys | routing.py |
 | extractor_she, _he, _we, _me | Chen 2023, Attention Is Not All You Need Anymore | the last inputs | extractor.py |
+| landmark | Mohtashami and Jaggi 2023, Landmark Attention | keys and values, or blocks of them | landmark.py |
 | s4d | Gu et al. 2022, S4D; Wang et al. 2023, Selective S4 | N complex numbers a channel | s4d.py |
 | density_adaptive | Ioannides et al. 2024, Density Adaptive Attention | none | density_adaptive.py |
 | scattered_linear | He et al. 2024, ScatterFormer | none | scattered_linear.py |
@@ -25,6 +26,7 @@ from jattn.memories import MEMORIES
 from jattn.mixers.aaren import AarenConfig
 from jattn.mixers.density_adaptive import DensityAdaptiveConfig
 from jattn.mixers.extractor import KINDS, ExtractorConfig
+from jattn.mixers.landmark import LandmarkConfig
 from jattn.mixers.mamba import MambaConfig
 from jattn.mixers.mixture_of_heads import MixtureOfHeadsConfig
 from jattn.mixers.normalized_attention import NormalizedAttentionConfig
@@ -50,6 +52,7 @@ MIXERS: dict[str, MixerConfig] = {
     'mixture_of_heads': MixtureOfHeadsConfig(),
     'routing': RoutingConfig(),
     **{f'extractor_{kind}': ExtractorConfig(kind=kind) for kind in KINDS},
+    'landmark': LandmarkConfig(),
     's4d': S4DConfig(),
     'density_adaptive': DensityAdaptiveConfig(),
     'scattered_linear': ScatteredLinearConfig(),

@@ -13,11 +13,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jattn.contract import Context, MixerConfig, divide, locate
+from jattn.flops import traced_flops
+from jattn.nn.block_cache import BlockCache, BlockState
+from jattn.nn.block_view import BlockView, attend_blocks
 from jattn.nn.cache import KeyValues, PlainCache, RingCache, View
 from jattn.nn.linear import Linear
 from jattn.nn.norm import RMSNorm
 from jattn.nn.rotary import rotate
 from jattn.ops import attention
+from jattn.ops.softmax_attention.blocks import block_pattern
 from jattn.ops.softmax_attention.reference import attend, attention_mask, attention_pattern, attention_scores
 from jattn.taps import PATTERNS, tap, wants_patterns
 from jattn.typing import Array, Float
@@ -49,8 +53,6 @@ class SoftmaxConfig(MixerConfig):
     """
 
     sites: ClassVar[tuple[str, ...]] = ('q', 'k', 'v', 'z')
-    pattern_sites: ClassVar[tuple[str, ...]] = ('scores', 'pattern')
-
     heads: int = 4
     key_heads: int | None = None
     head_dim: int | None = None
@@ -60,7 +62,7 @@ class SoftmaxConfig(MixerConfig):
     qk_norm: bool = False
     softcap: float | None = None
     causal: bool = True
-    cache: PlainCache | None = None
+    cache: PlainCache | BlockCache | None = None
     implementation: str | None = None
 
     def __post_init__(self) -> None:
@@ -69,8 +71,15 @@ class SoftmaxConfig(MixerConfig):
             raise ValueError(f'window={self.window} must be at least 1, or None for no window')
         if self.sinks and self.window is None:
             raise ValueError(f'sinks={self.sinks} stand beside a window, but window is None')
+        if isinstance(self.cache, BlockCache) and (self.window is not None or not self.causal):
+            name = 'window' if self.window is not None else 'causal'
+            raise ValueError(f'{name}={getattr(self, name)} hides keys, but cache={self.cache} chooses those to see')
         if self.width is not None and self.rotary_base is not None and self.channels % 2:
             raise ValueError(f'head_dim={self.channels} must be even for rotary positions (rotary_base=None: none)')
+
+    @property
+    def pattern_sites(self) -> tuple[str, ...]:
+        return ('scores', 'pattern', 'chosen') if isinstance(self.cache, BlockCache) else ('scores', 'pattern')
 
     @property
     def num_key_heads(self) -> int:
@@ -83,7 +92,7 @@ class SoftmaxConfig(MixerConfig):
         return self.head_dim or divide('width', self.require_width(), 'heads', self.heads)
 
     @property
-    def policy(self) -> PlainCache:
+    def policy(self) -> PlainCache | BlockCache:
         """The cache policy in force."""
         if self.cache is not None:
             return self.cache
@@ -92,12 +101,16 @@ class SoftmaxConfig(MixerConfig):
     def make(self, **flax_kwargs: object) -> nn.Module:
         return Softmax(self, **flax_kwargs)
 
-    def init_state(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.bfloat16) -> KeyValues:
+    def init_state(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.bfloat16) -> KeyValues | BlockState:
         if not self.causal:
             raise ValueError('softmax: a mixer with causal=False has no state')
-        return self.policy.init(batch, capacity, self.num_key_heads, self.channels, self.channels, dtype)
+        sizes = (self.num_key_heads, self.channels, self.channels)
+        return self.policy.init(batch, capacity, *sizes, dtype, heads=self.heads)
 
     def flops(self, tokens: int) -> int:
+        if isinstance(self.cache, BlockCache):  # of these fields alone: subclasses add what is theirs
+            fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(SoftmaxConfig)}
+            return traced_flops(SoftmaxConfig(**fields), tokens)
         projections = 2 * self.require_width() * self.channels * (2 * self.heads + 2 * self.num_key_heads)
         return tokens * projections + 2 * tokens * tokens * self.heads * 2 * self.channels
 
@@ -118,8 +131,8 @@ class Softmax(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'B T D'], context: Context = Context(), state: KeyValues | None = None
-    ) -> tuple[Float[Array, 'B T D'], KeyValues | None]:
+        self, x: Float[Array, 'B T D'], context: Context = Context(), state: KeyValues | BlockState | None = None
+    ) -> tuple[Float[Array, 'B T D'], KeyValues | BlockState | None]:
         cfg = self.cfg
         query, key = (cfg.heads, cfg.channels), (cfg.num_key_heads, cfg.channels)
         q = Linear(query, ('embed', 'heads', 'head'), name='q_proj')(x)
@@ -129,13 +142,18 @@ class Softmax(nn.Module):
             q, k = RMSNorm(axis='head', name='q_norm')(q), RMSNorm(axis='head', name='k_norm')(k)
         q, k, v = tap(self, 'q', q), tap(self, 'k', k), tap(self, 'v', v)
 
-        rows = locate(context, x.shape[:2], None if state is None else state.cursor)
-        state, view = cfg.policy.extend(state, q, k, v, rows, self._rotate)
-        z = self._attend(view)
-        if view.overflow is not None:
-            z = jnp.where(view.overflow[:, :, None, None], jnp.nan, z)
+        z, state = self._read(q, k, v, context, state)
         z = tap(self, 'z', self._weigh(z, x, q, context))
         return Linear(x.shape[-1:], ('heads', 'head', 'embed'), name='o_proj')(z), state
+
+    def _read(
+        self, q: Array, k: Array, v: Array, context: Context, state: KeyValues | BlockState | None
+    ) -> tuple[Float[Array, 'B T H V'], KeyValues | BlockState | None]:
+        """What the heads read of the document, and the new state."""
+        rows = locate(context, q.shape[:2], None if state is None else state.cursor)
+        state, view = self.cfg.policy.extend(state, q, k, v, rows, self._rotate)
+        z = self._attend(view)
+        return z if view.overflow is None else jnp.where(view.overflow[:, :, None, None], jnp.nan, z), state
 
     def _weigh(self, z: Float[Array, 'B T H V'], x: Array, q: Array, context: Context) -> Float[Array, 'B T H V']:
         """The heads as the output projection takes them; subclasses weigh them, by the token or its queries."""
@@ -145,8 +163,10 @@ class Softmax(nn.Module):
     def _rotate(self, x: Array, positions: Array) -> Array:
         return x if self.cfg.rotary_base is None else rotate(x, positions, self.cfg.rotary_base)
 
-    def _attend(self, view: View) -> Float[Array, 'B T H V']:
+    def _attend(self, view: View | BlockView) -> Float[Array, 'B T H V']:
         cfg = self.cfg
+        if isinstance(view, BlockView):
+            return attend_blocks(self, view, block_pattern, softcap=cfg.softcap)
         visible = dict(
             causal=cfg.causal, window=cfg.window, sinks=cfg.sinks, segments=view.segments, positions=view.positions
         )

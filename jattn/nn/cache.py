@@ -1,8 +1,8 @@
 """Cache policies: what a softmax mixer keeps of the past, and what its queries may see of it.
 
 A policy is a small frozen object. It owns the rotation of keys and queries, so that one policy may store rotated keys
-(these two: a step rotates one key) and another rotate what it selects. A call hands it the call's own un-rotated
-queries, keys and values, and gets back a `View`: the arrays that attention takes.
+(these two: a step rotates one key) and another rotate what it selects (`block_cache.py`). A call hands it the call's
+own un-rotated queries, keys and values, and gets back a `View`: the arrays that attention takes.
 
     state = policy.init(...)                                     # fixed shapes
     state, view = policy.extend(state, q, k, v, rows, rotate)    # state None: training, the call is all there is
@@ -78,9 +78,17 @@ class PlainCache:
         return index
 
     def init(
-        self, batch: int, capacity: int, key_heads: int, key_dim: int, value_dim: int, dtype: jnp.dtype
+        self,
+        batch: int,
+        capacity: int,
+        key_heads: int,
+        key_dim: int,
+        value_dim: int,
+        dtype: jnp.dtype,
+        heads: int | None = None,
     ) -> KeyValues:
-        """An empty cache."""
+        """An empty cache; some policies keep something of each of the query `heads`."""
+        del heads
         slots = self.slots(capacity)
         return KeyValues(
             cursor=Cursor.fresh(batch),

@@ -22,6 +22,7 @@ from jattn.mixers import MIXERS, SoftmaxConfig
 from jattn.mixers.aaren import AarenConfig
 from jattn.mixers.density_adaptive import DensityAdaptiveConfig
 from jattn.mixers.extractor import ExtractorConfig
+from jattn.mixers.landmark import LandmarkConfig
 from jattn.mixers.mamba import MambaConfig
 from jattn.mixers.mixture_of_heads import MixtureOfHeadsConfig
 from jattn.mixers.normalized_attention import NormalizedAttentionConfig
@@ -29,6 +30,8 @@ from jattn.mixers.qlstm import QLSTMConfig
 from jattn.mixers.routing import RoutingConfig
 from jattn.mixers.s4d import S4DConfig
 from jattn.mixers.scattered_linear import ScatteredLinearConfig
+from jattn.nn.landmark_cache import LandmarkCache
+from jattn.nn.longheads_cache import LongHeadsCache
 from jattn.taps import Edit
 
 VARIANTS = {
@@ -43,6 +46,9 @@ VARIANTS = {
     'routing[options]': RoutingConfig(local_heads=0, mask_self=True, scale=0.3, relative=False),
     'routing[top]': RoutingConfig(selection='top'),
     'extractor_she[absolute,out_proj]': ExtractorConfig(indexing='absolute', out_proj=True, use_bias=True),
+    'landmark[retrieval]': LandmarkConfig(key_heads=2, cache=LandmarkCache(block=16, retrieved=2)),
+    'softmax[longheads]': SoftmaxConfig(key_heads=2, cache=LongHeadsCache(chunk=2, chunks=4)),
+    'softmax[landmark_cache]': SoftmaxConfig(cache=LandmarkCache(block=2, retrieved=2, chunk=3)),
     's4d[gaps,glu]': S4DConfig(use_gaps=True, glu=True),
     'density_adaptive[causal features]': DensityAdaptiveConfig(axis='features', causal=True, heads=3),
     'density_adaptive[causal time]': DensityAdaptiveConfig(causal=True, heads=1, rescale=True),
