@@ -1,4 +1,4 @@
-"""Long-horizon forecasting of many-channel series, one channel a row: the ETT sets (Zhou et al. 2021, Informer).
+"""Long-horizon forecasting of many-channel series, one channel a row: ETT (Zhou et al. 2021, Informer) and others.
 
     z = (x - mean_train) / std_train                                     per channel; scores are on this scale
     window w = z[t : t + look_back],  future f = z[t + look_back : t + look_back + horizon],  both of one channel
@@ -11,9 +11,10 @@ standardised scale with the mean and std in `Batch.meta`, and are means over win
 literature reports. They are the literature's figures only when every window counts: give `training.eval_batches` so
 many that batch x eval_batches is no less than `len(rows('test'))`; fewer are spread evenly over channels and time.
 
-Splits are the standard ones, in months of 30 days: 12 train, 4 validation, 4 test; the windows of validation and test
-reach back into the split before by look_back rows. The file's frequency (hourly or every 15 minutes) is read from its
-dates. Without a file the series is synthetic: daily and weekly waves and noise, `make_series`.
+Splits are the standard ones: of ETT in months of 30 days, 12 train, 4 validation, 4 test, where the file's frequency
+(hourly or every 15 minutes) is read from its dates; of other sets (exchange rates, illness) 70, 10 and 20 percent of
+the rows. The windows of validation and test reach back into the split before by look_back rows. Without a file the
+series is synthetic: daily and weekly waves and noise, `make_series`.
 """
 
 import dataclasses
@@ -35,6 +36,8 @@ from jattn.typing import Array
 EPSILON = 1e-5  # added to a window's variance
 MONTHS = {TRAIN: (0, 12), VALIDATION: (12, 16), TEST: (16, 20)}
 ROWS_OF_MONTH = {60: 30 * 24, 15: 30 * 24 * 4}  # minutes between rows -> rows of a month
+SHARES = {TRAIN: 0.7, TEST: 0.2}  # validation is what they leave, whole rows each
+CUTS = ('months', 'shares')
 
 
 def make_series(channels: int = 3, rows: int = 20 * ROWS_OF_MONTH[60], noise: float = 0.3) -> np.ndarray:
@@ -115,6 +118,7 @@ class SeriesConfig(Corpus):
         look_back: rows that are seen.
         horizon: rows that are forecast.
         patch: rows of a token; look_back is a multiple of it.
+        cut: where the splits lie: 'months' (12, 4 and 4: ETT) or 'shares' (70, 10 and 20 percent: exchange, illness).
         split: what evaluation reads: 'validation' or 'test' (as tables do).
 
     >>> config = SeriesConfig(horizon=24)
@@ -128,6 +132,7 @@ class SeriesConfig(Corpus):
     look_back: int = 96
     horizon: int = 96
     patch: int = 8
+    cut: str = 'months'
     split: str = TEST
 
     def __post_init__(self) -> None:
@@ -136,6 +141,8 @@ class SeriesConfig(Corpus):
                 raise ValueError(f'{name}={getattr(self, name)} must be at least 1')
         if self.look_back % self.patch:
             raise ValueError(f'look_back={self.look_back} must be a multiple of patch={self.patch}')
+        if self.cut not in CUTS:
+            raise ValueError(f'cut={self.cut!r} must be one of {", ".join(CUTS)}')
         if self.split not in (VALIDATION, TEST):
             raise ValueError(f'split={self.split!r} must be one of {VALIDATION}, {TEST}')
 
@@ -158,12 +165,12 @@ class SeriesConfig(Corpus):
             FileNotFoundError: the path does not exist.
             ValueError: it is no table of dates and numbers, of another frequency, or too short.
         """
-        values, month = self._table()
-        train = values[: month * MONTHS[TRAIN][1]]
+        values, borders = self._table()
+        train = values[: borders[TRAIN][1]]
         mean, std = train.mean(axis=0), train.std(axis=0)
         if not np.all(std > 0):
             raise ValueError(f'data.path={self.path}: a column is constant in the train split')
-        first, last = (month * border for border in MONTHS[split])
+        first, last = borders[split]
         first = max(first - self.look_back, 0)
         rows = WindowRows((values[first:last] - mean) / std, self.look_back, self.horizon, self.patch)
         if not len(rows):
@@ -173,32 +180,37 @@ class SeriesConfig(Corpus):
             )
         return rows
 
-    def _table(self) -> tuple[np.ndarray, int]:
-        """Values [rows, channels] and the rows of a month."""
+    def _table(self) -> tuple[np.ndarray, dict[str, tuple[int, int]]]:
+        """Values [rows, channels], and the first and last row of every split."""
         if self.path is None:
-            return make_series(), ROWS_OF_MONTH[60]
+            values = make_series()
+            return values, _months(60) if self.cut == 'months' else _shares(len(values))
         path = pathlib.Path(self.path).expanduser()
         if not path.is_file():
             raise FileNotFoundError(
                 f'data.path={self.path}: no such file; the ETT sets (ETTh1.csv, ETTh2.csv, ETTm1.csv, ETTm2.csv) come '
-                'from the repository zhouhaoyi/ETDataset'
+                'from the repository zhouhaoyi/ETDataset, exchange_rate.csv and national_illness.csv from the folder '
+                'dataset of junwoopark92/Self-Supervised-Contrastive-Forecsating'
             )
         lines = read_bytes(path).decode().splitlines()
         names = lines[0].split(',') if lines else []
         if 'date' not in names or len(lines) < 3:
             raise ValueError(f"data.path={self.path}: must be a table with a header that has a column 'date', and rows")
-        minutes = _minutes_between(self.path, lines[1:3], names.index('date'))
+        minutes = _minutes_between(self.path, lines[1:3], names.index('date')) if self.cut == 'months' else None
         channels = [column for column, name in enumerate(names) if name != 'date']
         try:
             values = np.loadtxt(io.StringIO('\n'.join(lines[1:])), delimiter=',', usecols=channels, ndmin=2)
         except ValueError as error:
             raise ValueError(f'data.path={self.path}: a value is no number: {error}') from error
-        needed = ROWS_OF_MONTH[minutes] * MONTHS[TEST][1]
-        if len(values) < needed:
+        if minutes is None:
+            return values, _shares(len(values))
+        borders = _months(minutes)
+        if len(values) < borders[TEST][1]:
             raise ValueError(
-                f'data.path={self.path}: has {len(values)} rows, but 20 months at {minutes} minutes are {needed}'
+                f'data.path={self.path}: has {len(values)} rows, but 20 months at {minutes} minutes are '
+                f'{borders[TEST][1]}'
             )
-        return values, ROWS_OF_MONTH[minutes]
+        return values, borders
 
     def loss(self, outputs: Array, batch: Batch) -> Mean:
         """Squared error of a forecast value in its window's units."""
@@ -235,6 +247,21 @@ def _each(batch: Batch) -> Array:
     return jnp.broadcast_to(batch.mask[:, :, None], batch.targets.shape)
 
 
+def _months(minutes: int) -> dict[str, tuple[int, int]]:
+    month = ROWS_OF_MONTH[minutes]
+    return {split: (first * month, last * month) for split, (first, last) in MONTHS.items()}
+
+
+def _shares(rows: int) -> dict[str, tuple[int, int]]:
+    """As the literature cuts: whole rows of train and test, counted from the two ends.
+
+    >>> _shares(966)
+    {'train': (0, 676), 'validation': (676, 773), 'test': (773, 966)}
+    """
+    train, test = int(SHARES[TRAIN] * rows), rows - int(SHARES[TEST] * rows)
+    return {TRAIN: (0, train), VALIDATION: (train, test), TEST: (test, rows)}
+
+
 def _minutes_between(path: str, lines: list[str], column: int) -> int:
     """Minutes from one row to the next."""
     try:
@@ -244,6 +271,7 @@ def _minutes_between(path: str, lines: list[str], column: int) -> int:
     minutes = (second - first).total_seconds() / 60
     if minutes not in ROWS_OF_MONTH:
         raise ValueError(
-            f'data.path={path}: a row every {minutes:g} minutes, but the splits are known for 60 (ETTh) and 15 (ETTm)'
+            f'data.path={path}: a row every {minutes:g} minutes, but months are known for 60 (ETTh) and 15 (ETTm): '
+            'data.cut=shares cuts others'
         )
     return int(minutes)

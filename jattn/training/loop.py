@@ -13,6 +13,8 @@ from typing import Any, TextIO
 import jax
 from flax import linen as nn
 
+from jattn.nn.losses import Mean
+from jattn.testbeds.task import Batch
 from jattn.training import writers
 from jattn.training.checkpoint import Checkpointer, latest_step
 from jattn.training.evaluate import evaluate
@@ -20,9 +22,10 @@ from jattn.training.experiment import Experiment
 from jattn.training.feed import CorpusFeed, TaskFeed, make_feed
 from jattn.training.partition import JitPartition, Partition, PmapPartition, make_mesh
 from jattn.training.preemption import Preemption
-from jattn.training.step import TrainState, abstract_params, eval_step, init_state, train_step
+from jattn.training.step import TrainState, abstract_params, batch_context, eval_step, init_state, train_step
 from jattn.training.warm_start import warm_start
 from jattn.training.workdir import Workdir
+from jattn.typing import Key
 
 DROPOUT = 2**31 - 2  # folded into the root key of dropout and the like, which no step ever reaches
 
@@ -35,6 +38,7 @@ def make_partition(config: Experiment, feed: TaskFeed | CorpusFeed) -> Partition
     """The compiled step of an experiment on the devices that it asks for."""
     training, model = config.training, config.make_model()
     example = feed.example()
+    _check_fit(config, model, example)
     names = jax.tree.map(
         lambda box: tuple(box.names),
         abstract_params(model, example),
@@ -59,6 +63,16 @@ def make_partition(config: Experiment, feed: TaskFeed | CorpusFeed) -> Partition
     if training.partition == 'pmap':
         return PmapPartition(training.mesh.data, training.batch, **functions)
     return JitPartition(make_mesh(training.mesh, training.batch), **functions)
+
+
+def _check_fit(config: Experiment, model: nn.Module, example: Batch) -> None:
+    """That the data can score what the model gives; nothing is computed."""
+
+    def loss(key: Key, example: Batch) -> Mean:
+        (outputs, _), _ = model.init_with_output(key, example.inputs, batch_context(example))
+        return config.data.loss(outputs, example)
+
+    jax.eval_shape(loss, jax.random.key(0), example)
 
 
 def train(config: Experiment, workdir: str | pathlib.Path, *, stream: TextIO | None = None) -> dict[str, Any]:

@@ -56,6 +56,14 @@ def test_quarters_of_an_hour_have_four_times_the_rows(tmp_path):
     assert rows.windows == 11_520 - 6 + 1
 
 
+@pytest.mark.parametrize('split, first, last', [(TRAIN, 0, 70), (VALIDATION, 62, 81), (TEST, 73, 101)])
+def test_shares_are_whole_rows_of_any_dates(tmp_path, split, first, last):
+    values = write_table(tmp_path / 'daily.csv', 24 * 60, 101)
+    rows = config_of(tmp_path / 'daily.csv', cut='shares', look_back=8).rows(split)
+    mean, std = values[:70].mean(axis=0), values[:70].std(axis=0)
+    np.testing.assert_allclose(rows.values, (values[first:last] - mean) / std, rtol=1e-12, atol=1e-12)
+
+
 def test_a_row_is_one_window_of_one_channel_normalised_by_itself_alone(hourly):
     rows = config_of(hourly[0]).rows(TEST)
     for number, channel, start in ((5, 0, 5), (rows.windows + 7, 1, 7)):
@@ -152,6 +160,7 @@ def test_the_synthetic_series_is_waves_and_noise():
 BAD = {
     'patch': (dict(look_back=10, patch=4), 'look_back=10 must be a multiple of patch=4'),
     'horizon': (dict(horizon=0), 'horizon=0 must be at least 1'),
+    'cut': (dict(cut='weeks'), "cut='weeks' must be one of months, shares"),
     'split': (dict(split='train'), "split='train' must be one of validation, test"),
 }
 
@@ -171,7 +180,7 @@ def test_a_missing_file_names_the_set_and_where_it_is_from():
 CONTENT = {
     'no_dates': ('a,b\n1,2\n3,4\n', "must be a table with a header that has a column 'date'"),
     'date': ('date,a\nnow,2\nthen,4\n', 'a date cannot be read'),
-    'daily': ('date,a\n2016-07-01,2\n2016-07-02,4\n', 'a row every 1440 minutes, but the splits are known for 60'),
+    'daily': ('date,a\n2016-07-01,2\n2016-07-02,4\n', 'a row every 1440 minutes, but months are known for 60'),
     'number': ('date,a\n2016-07-01 00:00:00,x\n2016-07-01 01:00:00,4\n', 'a value is no number'),
     'short': ('date,a\n2016-07-01 00:00:00,2\n2016-07-01 01:00:00,4\n', 'has 2 rows, but 20 months at 60 minutes are'),
     'empty': ('', "must be a table with a header that has a column 'date'"),
