@@ -5,7 +5,7 @@
         --set model.mixer=s4d --set model.pooler=last --workdir=runs/fsdd_speaker
 
 The file holds the recordings of the Free Spoken Digit Dataset (`FSDDConfig` says how); without a path they are
-synthetic. The score is the accuracy on the recordings with an index below 5: @FSDD@.
+synthetic. The score is the accuracy on the recordings with an index below 5.
 """
 
 from jattn.data import FSDDConfig

@@ -5,7 +5,7 @@
         --set model.pooler=efficient_probing --set model.pooler.queries=8 --workdir=runs/fashion
 
 The file is any .npz with x_train, y_train, x_test, y_test, such as Keras' mnist.npz; without a path the images are
-synthetic. The score is the accuracy on the test split, all of it: @MNIST@.
+synthetic. The score is the accuracy on the whole test split.
 """
 
 from jattn.data import MNISTConfig

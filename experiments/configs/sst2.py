@@ -5,7 +5,7 @@
         --set data.tokens=64 --workdir=runs/ag_news
 
 The folder holds stsa.binary.train, .dev and .test; without a path the texts are synthetic. The score is the accuracy on
-the test split, where a guess has 0.5: @SST2@. Another end: --set model.pooler=lama.
+the test split, where a guess has 0.5. Another end: --set model.pooler=lama.
 """
 
 from jattn.data import SST2Config

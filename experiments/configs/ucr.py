@@ -5,7 +5,7 @@
         --workdir=runs/gunpoint
 
 The folder holds SET.npz (`UCRConfig` says how); without a path the series are synthetic. The score is the accuracy on
-the archive's test split; on JapaneseVowels, nine speakers, the first line reaches @UCR@.
+the archive's test split.
 """
 
 from jattn.data import UCRConfig

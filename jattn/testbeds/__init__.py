@@ -5,10 +5,12 @@ from jattn.testbeds.icl_linear import ICLLinear
 from jattn.testbeds.icl_linear_multitask import ICLLinearMultitask
 from jattn.testbeds.passkey import Passkey
 from jattn.testbeds.task import Batch, Task
+from jattn.testbeds.voxels import Voxels
 
 TESTBEDS: dict[str, Task] = {
     'associative_recall': AssociativeRecall(),
     'icl_linear': ICLLinear(),
     'icl_linear_multitask': ICLLinearMultitask(),
     'passkey': Passkey(),
+    'voxels': Voxels(),
 }
