@@ -26,7 +26,7 @@ MADE = {TRAIN: (0, 60), TEST: (60, 100)}  # synthetic series of a class
 
 
 def make_series(steps: int, channels: int, classes: int, noise: float = 0.5) -> ClassRows:
-    """Synthetic series, class after class: a sine a channel with the class's period, any phase, and normal noise.
+    """Synthetic series, the classes in turn: a sine a channel with the class's period, any phase, and normal noise.
 
     Periods are drawn from steps / 8 .. steps / 2, and rows are cut to lengths from steps / 2 on, all from a fixed seed.
 
@@ -35,7 +35,7 @@ def make_series(steps: int, channels: int, classes: int, noise: float = 0.5) -> 
     """
     draws = np.random.default_rng(0)
     periods = draws.uniform(steps / 8, steps / 2, (classes, channels))
-    labels = np.repeat(np.arange(classes), 100)
+    labels = np.tile(np.arange(classes), 100)
     phases = draws.uniform(0, 2 * np.pi, (len(labels), 1, channels))
     values = np.sin(2 * np.pi * np.arange(steps)[None, :, None] / periods[labels][:, None] + phases)
     values = (values + noise * draws.normal(size=values.shape)).astype(np.float32)

@@ -17,7 +17,7 @@ MADE = {TRAIN: (0, 20), VALIDATION: (20, 25), TEST: (25, 30)}  # synthetic image
 
 
 def make_images(classes: int, per_class: int = 30, noise: float = 0.2) -> ClassRows:
-    """Synthetic images, class after class: a pattern of 7 x 7 random bits of 4 x 4 pixels each, the class's own.
+    """Synthetic images, the classes in turn: a pattern of 7 x 7 random bits of 4 x 4 pixels each, the class's own.
 
     Each image is the pattern moved by up to 2 pixels, cyclically, with normal noise; all from a fixed seed.
 
@@ -26,7 +26,7 @@ def make_images(classes: int, per_class: int = 30, noise: float = 0.2) -> ClassR
     """
     draws = np.random.default_rng(0)
     patterns = np.kron(draws.integers(0, 2, (classes, SIDE // 4, SIDE // 4)), np.ones((4, 4)))
-    labels = np.repeat(np.arange(classes, dtype=np.int32), per_class)
+    labels = np.tile(np.arange(classes, dtype=np.int32), per_class)
     moves = draws.integers(-2, 3, (len(labels), 2))
     images = np.stack([np.roll(patterns[label], move, axis=(0, 1)) for label, move in zip(labels, moves)])
     images = np.clip(images + noise * draws.normal(size=images.shape), 0, 1)
