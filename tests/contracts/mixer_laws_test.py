@@ -29,7 +29,6 @@ from jattn.mixers.normalized_attention import NormalizedAttentionConfig
 from jattn.mixers.qlstm import QLSTMConfig
 from jattn.mixers.routing import RoutingConfig
 from jattn.mixers.s4d import S4DConfig
-from jattn.mixers.scattered_linear import ScatteredLinearConfig
 from jattn.nn.landmark_cache import LandmarkCache
 from jattn.nn.longheads_cache import LongHeadsCache
 from jattn.taps import Edit
@@ -52,7 +51,6 @@ VARIANTS = {
     's4d[gaps,glu]': S4DConfig(use_gaps=True, glu=True),
     'density_adaptive[causal features]': DensityAdaptiveConfig(axis='features', causal=True, heads=3),
     'density_adaptive[causal time]': DensityAdaptiveConfig(causal=True, heads=1, rescale=True),
-    'scattered_linear[cross_window]': ScatteredLinearConfig(cross_window=True, grid=(2, 8, 8), window=4),
 }
 ENTRIES = {name: cfg.tiny() for name, cfg in (MIXERS | VARIANTS).items()}
 CAUSAL = [name for name, cfg in ENTRIES.items() if cfg.causal]

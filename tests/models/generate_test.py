@@ -9,7 +9,7 @@ from flax import linen as nn
 from jattn.mixers import MIXERS, SoftmaxConfig
 from jattn.models import DecoderConfig, Sampling, generate, generate_text
 
-PATTERNS = {name: (mixer.tiny(),) for name, mixer in MIXERS.items()} | {
+PATTERNS = {name: (mixer.tiny(),) for name, mixer in MIXERS.items() if mixer.tiny().causal} | {
     'hybrid': (MIXERS['rg_lru'].tiny(), MIXERS['linear_attention'].tiny(), SoftmaxConfig(window=4, sinks=1).tiny())
 }
 LENGTHS, NEW = (7, 3, 5), 6
