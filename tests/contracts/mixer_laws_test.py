@@ -29,6 +29,7 @@ from jattn.mixers.normalized_attention import NormalizedAttentionConfig
 from jattn.mixers.qlstm import QLSTMConfig
 from jattn.mixers.routing import RoutingConfig
 from jattn.mixers.s4d import S4DConfig
+from jattn.mixers.scattered_linear import ScatteredLinearConfig
 from jattn.nn.landmark_cache import LandmarkCache
 from jattn.nn.longheads_cache import LongHeadsCache
 from jattn.taps import Edit
@@ -48,6 +49,7 @@ VARIANTS = {
     'landmark[retrieval]': LandmarkConfig(key_heads=2, cache=LandmarkCache(block=16, retrieved=2)),
     'softmax[longheads]': SoftmaxConfig(key_heads=2, cache=LongHeadsCache(chunk=2, chunks=4)),
     'softmax[landmark_cache]': SoftmaxConfig(cache=LandmarkCache(block=2, retrieved=2, chunk=3)),
+    'scattered_linear[cross_window]': ScatteredLinearConfig(cross_window=True, grid=(2, 8, 8), window=4),
     's4d[gaps,glu]': S4DConfig(use_gaps=True, glu=True),
     'density_adaptive[causal features]': DensityAdaptiveConfig(axis='features', causal=True, heads=3),
     'density_adaptive[causal time]': DensityAdaptiveConfig(causal=True, heads=1, rescale=True),
@@ -294,10 +296,11 @@ def test_state_bytes_are_those_of_the_state(name):
 @entries
 @pytest.mark.parametrize('tokens', [16, 40])
 def test_flops_are_those_of_the_forward_pass(name, tokens):
-    cfg = ENTRIES[name]
+    cfg, variables = ENTRIES[name], variables_of(name)  # made here: what is made in the trace would be counted
+    context = full_context(cfg, 1, tokens)
 
     def forward(x):
-        return cfg.make().apply(variables_of(name), x, full_context(cfg, 1, tokens), mutable=['patterns'])
+        return cfg.make().apply(variables, x, context, mutable=['patterns'])
 
     counted = count_flops(forward, inputs(1, tokens))
     assert abs(cfg.flops(tokens) / counted - 1) < 0.05, f'counted {counted}, declared {cfg.flops(tokens)}'
