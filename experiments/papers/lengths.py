@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from experiments.papers.decoders import Setting, Variables, compare, score
+from experiments.papers.small_models import Setting, Variables, compare, score
 from jattn.contract import MixerConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds import Passkey

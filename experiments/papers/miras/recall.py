@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from experiments.papers.contract import ClaimContext, Line
-from experiments.papers.decoders import Setting, Variables, compare, score
 from experiments.papers.miras.settings import Size, memory, moneta
+from experiments.papers.small_models import Setting, Variables, compare, score
 from jattn.contract import MixerConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds import AssociativeRecall

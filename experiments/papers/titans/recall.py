@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from experiments.papers.contract import ClaimContext, Line
-from experiments.papers.decoders import Setting, Variables, compare, score
+from experiments.papers.small_models import Setting, Variables, compare, score
 from experiments.papers.titans.settings import HEADS, Size, lmm, without
 from jattn.contract import MixerConfig
 from jattn.memories import MEMORIES

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.configs import lm_books
-from experiments.papers import decoders, lengths, streams
+from experiments.papers import lengths, small_models, streams
 from experiments.papers.contract import ClaimContext
 from experiments.papers.miras import books
 from experiments.papers.miras import recall as corrupted_recall
@@ -119,7 +119,7 @@ TASK = AssociativeRecall(vocabulary=8, tokens=8, pairs=1)
 
 
 def small_setting(data, **changes):
-    return decoders.Setting(
+    return small_models.Setting(
         model=DecoderConfig(width=16, layers=1, mixer=(SoftmaxConfig(heads=2),), feed_forward=None),
         data=data,
         steps=20,
@@ -133,8 +133,8 @@ def small_setting(data, **changes):
 def test_equal_keys_train_equal_decoders_and_score_them_on_equal_rows():
     setting = small_setting(TASK)
     said = []
-    measure = lambda setting, variables: decoders.score(setting, variables, TASK, 4, 2, jax.random.key(3))
-    found = decoders.compare({'a': setting, 'b': setting}, 2, measure, said.append, jax.random.key(0))
+    measure = lambda setting, variables: small_models.score(setting, variables, TASK, 4, 2, jax.random.key(3))
+    found = small_models.compare({'a': setting, 'b': setting}, 2, measure, said.append, jax.random.key(0))
     assert found['a'] == found['b'] and found['a'][0] != found['a'][1]
     told = {f'{name}, seed {seed}' for name in 'ab' for seed in range(2)}  # in the order of the threads
     assert {line.split(': loss ')[0] for line in said} == told and len(said) == 4
@@ -143,9 +143,9 @@ def test_equal_keys_train_equal_decoders_and_score_them_on_equal_rows():
 def test_every_window_counts_once_in_a_forecasts_error():
     data = SeriesConfig(look_back=16, horizon=4, patch=4)
     setting = small_setting(data)
-    variables, _ = decoders.train(setting, jax.random.key(0))
+    variables, _ = small_models.train(setting, jax.random.key(0))
     zeros = jax.tree.map(jnp.zeros_like, variables)
-    found = decoders.score_rows(setting, zeros)
+    found = small_models.score_rows(setting, zeros)
     assert found['mse'] == pytest.approx(data.facts()['window_mean_mse'], rel=1e-5)
 
 
