@@ -13,6 +13,10 @@ from tests.programs import call, lines_of
 SCORES = {
     'associative_recall': ('eval/accuracy', 'eval/sequence_accuracy'),
     'passkey': ('eval/accuracy', 'eval/sequence_accuracy'),
+    'landmarked': ('eval/accuracy', 'eval/sequence_accuracy'),
+    'events': ('eval/wait_error', 'eval/accuracy'),
+    'control': (),
+    'flow_matching': ('eval/distance/best',),
     'ett': ('eval/mse', 'eval/mae'),
     'dna': ('eval/bits_per_base', 'eval/accuracy'),
 }

@@ -7,8 +7,7 @@ import numpy as np
 from jattn.mixers import SoftmaxConfig
 from jattn.mixers.landmark import LandmarkConfig
 from jattn.models.decoder import DecoderConfig
-from jattn.testbeds import Passkey
-from jattn.testbeds.landmarked import Landmarked
+from jattn.testbeds import Landmarked, Passkey
 from jattn.training import checkpoint
 from jattn.training.experiment import Experiment, TrainingConfig
 from jattn.training.loop import train
