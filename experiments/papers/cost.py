@@ -55,6 +55,15 @@ class Cost:
         return float(getattr(self, of)[self.lengths.index(length)])
 
 
+def slopes_from(lengths: Sequence[int]) -> int:
+    """From which T on slopes are fitted: 2048, as overheads count below; 0 (all of them) where none is longer.
+
+    >>> slopes_from((512, 1024, 2048, 4096)), slopes_from((64, 128))
+    (2048, 0)
+    """
+    return 2048 if lengths[-1] > 2048 else 0
+
+
 def measure(
     makes: Mapping[str, Make],
     lengths: Sequence[int] = LENGTHS,

@@ -12,7 +12,8 @@ them all.
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ from jattn.typing import Array, Key, PyTree
 
 Data = Task | Corpus
 Variables = dict[str, PyTree]
+Found = Mapping[str, Sequence[dict[str, float] | None]]  # what was trained -> metrics of every seed; None: it failed
 WORKERS = 2  # settings at a time: compilation and small operations keep one core busy
 
 
@@ -238,6 +240,16 @@ def compare(
         found = dict(zip(settings, pool.map(runs, settings)))
     jax.clear_caches()  # these settings' programs are of no use to what comes next
     return found
+
+
+def mean(runs: Sequence[dict[str, float] | None], name: str) -> float:
+    """A metric over seeds; nan when a run has failed."""
+    return math.nan if any(run is None for run in runs) else sum(run[name] for run in runs) / len(runs)
+
+
+def values(runs: Sequence[dict[str, float] | None], name: str) -> str:
+    """All seeds, as text."""
+    return '/'.join('failed' if run is None else f'{run[name]:.3f}' for run in runs)
 
 
 def _mean(found: list[dict[str, Mean]]) -> dict[str, float]:

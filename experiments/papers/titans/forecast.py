@@ -6,8 +6,7 @@ With `--data_dir` on ETTh1 (DATA_DIR/ett), else on the built-in synthetic series
 from collections.abc import Mapping, Sequence
 
 from experiments.papers.contract import ClaimContext, Line
-from experiments.papers.small_models import Setting, compare, score_rows
-from experiments.papers.titans.recall import mean, values
+from experiments.papers.small_models import Setting, compare, mean, score_rows, values
 from experiments.papers.titans.settings import HEADS, Size, lmm
 from jattn.data import SeriesConfig
 from jattn.mixers import SoftmaxConfig

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.papers.titans.recall import Found
+from experiments.papers.small_models import Found
 from experiments.papers.titans.settings import Size
 
 

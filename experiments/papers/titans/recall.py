@@ -2,11 +2,9 @@
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Mapping, Sequence
 
 from experiments.papers.contract import ClaimContext, Line
-from experiments.papers.small_models import Setting, Variables, compare, score
+from experiments.papers.small_models import Found, Setting, Variables, compare, mean, score, values
 from experiments.papers.titans.settings import HEADS, Size, lmm, without
 from jattn.contract import MixerConfig
 from jattn.memories import MEMORIES
@@ -17,7 +15,6 @@ from jattn.training.optimizer import AdamWConfig
 PAPER = '33'
 CHUNK = 4  # the contexts are short: a key must be able to come back in a later chunk
 FULL = 'Titans LMM'
-Found = Mapping[str, Sequence[dict[str, float] | None]]
 
 
 def settings(size: Size) -> dict[str, Setting]:
@@ -107,13 +104,3 @@ def ablation_lines(found: Found, size: Size) -> list[Line]:
             + ', '.join(f'{part} {value:+.3f}' for part, value in added.items()),
         ),
     ]
-
-
-def mean(runs: Sequence[dict[str, float] | None], name: str) -> float:
-    """Over seeds; nan when a run has failed."""
-    return math.nan if any(run is None for run in runs) else sum(run[name] for run in runs) / len(runs)
-
-
-def values(runs: Sequence[dict[str, float] | None], name: str) -> str:
-    """All seeds, as text."""
-    return '/'.join('failed' if run is None else f'{run[name]:.3f}' for run in runs)

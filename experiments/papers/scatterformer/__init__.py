@@ -1,0 +1,1 @@
+"""The parts of paper 20's rerun."""
