@@ -279,7 +279,7 @@ WRONG = {
     'unread': (lambda: dataclasses.replace(ENCODER, reads='latents'), "end in local layers, but reads='latents'"),
     'chunk': (lambda: run(dataclasses.replace(ENCODER, chunk=3))(moved(ENCODER), X), 'rows * groups=8 must be a'),
     'chunked': (
-        lambda: dataclasses.replace(ENCODER, chunk=2, local=MixtureOfHeadsConfig(heads=4, shared=1, active=1, causal=False)),
+        lambda: dataclasses.replace(ENCODER, chunk=2, local=MixtureOfHeadsConfig(heads=4, shared=1, active=1)),
         'chunk=2 must be at least 1, with plain softmax attention',
     ),
     'window': (
