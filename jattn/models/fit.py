@@ -61,6 +61,7 @@ class FITConfig(TrunkConfig):
         patch: pixels of a patch's side, for images; None: sequences.
         read_in, input_size, output_size: as in `DecoderConfig`.
 
+    >>> import jax
     >>> cfg = FITConfig(width=16, group=4, latents=2, groups=3, read_in='linear', input_size=3, output_size=10)
     >>> model, x = cfg.make(), jnp.ones((2, 12, 3))
     >>> params = jax.jit(model.init)(jax.random.key(0), x)['params']

@@ -8,6 +8,7 @@ from jattn.typing import Array, Float
 def tiled_patches(images: Float[Array, 'B Y X F'], patch: int, side: int) -> Float[Array, 'B T P']:
     """The patches of images, tile after tile of side x side patches; in a tile, and the tiles, in raster order.
 
+    >>> import jax.numpy as jnp
     >>> tiled_patches(jnp.arange(16.0).reshape(1, 4, 4, 1), 1, 2)[0, :, 0].tolist()[:8]
     [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0]
     """
@@ -21,6 +22,7 @@ def tiled_patches(images: Float[Array, 'B Y X F'], patch: int, side: int) -> Flo
 def untiled_patches(x: Float[Array, 'B T P'], patch: int, side: int, shape: tuple[int, int]) -> Float[Array, 'B Y X F']:
     """The images whose patches `tiled_patches` gives.
 
+    >>> import jax.numpy as jnp
     >>> images = jnp.arange(64.0).reshape(1, 4, 8, 2)
     >>> bool(jnp.all(untiled_patches(tiled_patches(images, 2, 2), 2, 2, (4, 8)) == images))
     True
