@@ -1,6 +1,6 @@
 """Paper 48, "Attention as an RNN" (Aaren): attention with a learned query, stepped in constant memory.
 
-    python -m experiments.claims --only=48 --data_dir=DIR --out=runs/claims         minutes, DIR/ett, DIR/ucr_uea
+    python -m experiments.claims --only=48 --data_dir=DIR --out=runs/claims         3 minutes, DIR/ett, DIR/ucr_uea
     python -m experiments.claims --only=48 --out=runs/claims                        without forecasts and classification
     python -m experiments.claims --only=48 --size=tiny                              half a minute: that everything runs
 

@@ -1,6 +1,6 @@
 """Paper 51, "Low Rank Factorization for Compact Multi-Head Self-Attention" (LAMA): many maps from one query, cheaply.
 
-    python -m experiments.claims --only=51 --data_dir=DIR --out=runs/claims          minutes, with DIR/sst2
+    python -m experiments.claims --only=51 --data_dir=DIR --out=runs/claims          2 minutes, with DIR/sst2
     python -m experiments.claims --only=51 --out=runs/claims                         without the sentences of SST-2
     python -m experiments.claims --only=51 --size=tiny                               half a minute: that everything runs
 

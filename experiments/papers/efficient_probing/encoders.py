@@ -55,8 +55,8 @@ class Masked(nn.Module):
         return self.decoder.make(name='decoder')(whole)[0][:, 1:]
 
 
-def train_masked(context: ClaimContext, size: Size, images: Images) -> PyTree:
-    """The parameters of an encoder that was trained to fill in."""
+def train_masked(context: ClaimContext, size: Size, images: Images) -> tuple[PyTree, float]:
+    """The parameters of an encoder that was trained to fill in, and its error over that of the mean image."""
     data, (_, count, pixels) = _on_device(images), images.patches.shape
     encoder = config(size, count, size.width, size.layers, pooler=None, read_out=False)
     decoder = config(size, count, size.decoder_width, size.decoder_layers, pooler=None, output_size=pixels)
@@ -76,7 +76,7 @@ def train_masked(context: ClaimContext, size: Size, images: Images) -> PyTree:
     params, trace = _fit(size, model, example, loss, size.masked_steps, context.key(100))
     spread = float(np.mean(np.var(images.patches, axis=0)))
     context.say(f'masked autoencoder: squared error {trace["loss"][-1]:.4f}; of the mean image {spread:.4f}')
-    return params['encoder']
+    return params['encoder'], float(trace['loss'][-1] / spread)
 
 
 def train_supervised(context: ClaimContext, size: Size, images: Images) -> PyTree:
