@@ -29,6 +29,7 @@ from typing import ClassVar, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax import lax
@@ -102,8 +103,7 @@ class ScatteredLinearConfig(MixerConfig):
         border = 4 * 2 * rows * width * (channels + 1)  # sums of two windows a chunk, and reading them
         inside = 2 * rows * chunk * (2 * width + self.heads)
         reach = 27 + 2 * (self.window + 1) if self.cross_window else 0
-        z, y, x = self.grid if self.cross_window else (0, 0, 0)
-        return 8 * tokens * width**2 + border + inside + 2 * z * y * x * reach * width // GROUPS
+        return 8 * tokens * width**2 + border + inside + 2 * tokens * reach * width // GROUPS
 
     def tiny(self) -> Self:
         grid, window = ((2, 8, 8), 4) if self.cross_window else (self.grid, self.window)
@@ -312,25 +312,26 @@ def voxel_convolution(
     >>> voxel_convolution(u, jnp.ones((1, 1, 3, 1)), at, None, (1, 1, 4)).ravel().tolist()
     [1.0, 110.0, 110.0]
     """
-    size = jnp.array(grid)[None, None]
-    voxels = grid[0] * grid[1] * grid[2]
-    on_grid = jnp.all((coordinates >= 0) & (coordinates < size), axis=-1)
-    real = jnp.ones_like(on_grid) if real is None else real
-    place = (coordinates[..., 0] * grid[1] + coordinates[..., 1]) * grid[2] + coordinates[..., 2]
-    place = jnp.where(on_grid & real, place, voxels)  # past the end: not written
+    taps, (tokens, voxels) = kernel.shape[:3], (u.shape[1], grid[0] * grid[1] * grid[2])
+    real = jnp.ones(u.shape[:2], bool) if real is None else real
+    offsets = np.indices(taps).reshape(3, -1).T - np.array(taps) // 2
 
-    def write(u: Float[Array, 'T F'], place: Int32[Array, 'T']) -> Float[Array, 'V F']:
-        return jnp.zeros((voxels, u.shape[-1]), u.dtype).at[place].add(u, mode='drop')
+    def places(at: Int32[Array, '*T 3']) -> tuple[Int32[Array, '*T'], Bool[Array, '*T']]:
+        """The number of a voxel of the grid, and whether it is on it."""
+        size = jnp.array(grid).reshape(*[1] * (at.ndim - 1), 3)
+        on_grid = jnp.all((at >= 0) & (at < size), axis=-1)
+        return (at[..., 0] * grid[1] + at[..., 1]) * grid[2] + at[..., 2], on_grid
 
-    dense = jax.vmap(write)(u, place).reshape(len(u), *grid, -1)
-    dense = lax.conv_general_dilated(
-        dense,
-        kernel[:, :, :, None],
-        (1, 1, 1),
-        'SAME',
-        dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'),
-        feature_group_count=u.shape[-1],
-    )
-    flat = dense.reshape(len(u), voxels, -1)
-    y = jax.vmap(lambda x, place: x.at[place].get(mode='fill', fill_value=jnp.nan))(flat, place)
+    def scene(u: Float[Array, 'T F'], at: Int32[Array, 'T 3'], real: Bool[Array, 'T']) -> Float[Array, 'T F']:
+        """Reads the neighbours that there are; a table says which row stands where."""
+        own, on_grid = places(at)
+        rows = jnp.full(voxels, tokens).at[jnp.where(on_grid & real, own, voxels)].set(jnp.arange(tokens), mode='drop')
+        near, inside = places(at[:, None] + offsets[None])
+        near = jnp.where(inside, rows[jnp.where(inside, near, 0)], tokens)
+        neighbours = u.at[near].get(mode='fill', fill_value=0)
+        return jnp.where(
+            on_grid[:, None], jnp.einsum('tkf,kf->tf', neighbours, kernel.reshape(-1, u.shape[-1])), jnp.nan
+        )
+
+    y = jax.vmap(scene)(u, coordinates, real)
     return jnp.where(real[..., None], y, 0)

@@ -33,9 +33,8 @@ class LocalConfig(MixerConfig):
         raise ValueError('a convolution over a scene sees all sides and has no state')
 
     def flops(self, tokens: int) -> int:
-        z, y, x = self.grid
         width = self.require_width()
-        return 4 * tokens * width**2 + 2 * z * y * x * TAPS * width
+        return 4 * tokens * width**2 + 2 * tokens * TAPS * width
 
     def tiny(self) -> Self:
         return dataclasses.replace(self, width=32, grid=(2, 8, 8))
