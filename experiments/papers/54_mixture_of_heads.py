@@ -1,6 +1,6 @@
 """Paper 54, "MoH": every token picks its heads; attention as a mixture of experts.
 
-    python -m experiments.claims --only=54 --data_dir=DIR --out=runs/claims          with DIR/books and DIR/mnist
+    python -m experiments.claims --only=54 --data_dir=DIR --out=runs/claims          5 minutes, DIR/books, DIR/mnist
     python -m experiments.claims --only=54                                           costs alone
     python -m experiments.claims --only=54 --size=tiny                               a minute: that everything runs
 
