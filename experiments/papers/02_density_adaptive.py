@@ -1,6 +1,6 @@
 """Paper 02, density-adaptive attention (DAAM) in a speech network: a gate of a few Gaussians before a small classifier.
 
-    python -m experiments.claims --only=02 --data_dir=DIR --out=runs/claims          minutes, with DIR/fsdd
+    python -m experiments.claims --only=02 --data_dir=DIR --out=runs/claims          2 minutes, DIR/fsdd
     python -m experiments.claims --only=02 --out=runs/claims                         without the recordings
     python -m experiments.claims --only=02 --size=tiny                               half a minute: that everything runs
 
