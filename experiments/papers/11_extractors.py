@@ -155,7 +155,6 @@ def settings(size: Size, data: Data) -> dict[str, Setting]:
             steps=steps,
             batch=size.batch if on_text else 2 * size.batch,
             optimizer=AdamWConfig(peak_lr=5e-3, warmup_steps=min(steps // 10, 500)),
-            steps_per_call=min(steps, 50),
         )
         for name, mixer in mixers(size, data.tokens).items()
     }

@@ -16,7 +16,6 @@ the start. Queries retrieve each for itself (`chunk=1`), so that calls do not ma
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Mapping
 
 from experiments.papers import novels, reading_cost
 from experiments.papers.contract import ClaimContext, Line
@@ -29,7 +28,6 @@ from jattn.nn.landmark_cache import LandmarkCache
 PAPER = '37'
 TRAINED = 'softmax, all keys'
 RETRIEVES, DENSE, WINDOW = 'landmarks, retrieval', 'landmarks, all blocks', 'softmax, window'
-Curves = Mapping[str, Mapping[int, dict[str, float]]]
 
 
 def run(context: ClaimContext) -> list[Line]:
@@ -43,8 +41,8 @@ def run(context: ClaimContext) -> list[Line]:
     return lines + reading_cost.cheaper_lines(PAPER, 'landmarks', found)
 
 
-def needle(context: ClaimContext, size: Size) -> tuple[Curves, float]:
-    """name -> length -> metrics; and the share of heads and layers that retrieve the needle's block."""
+def needle(context: ClaimContext, size: Size) -> tuple[needles.Curves, float]:
+    """name -> length -> accuracy; and the share of heads and layers that retrieve the needle's block."""
     softmax = needles.softmax(context, size)
     landmark = needles.landmark(context, size)
     plain, retrieving = softmax.config.model.mixer[0], _retrieving(size)
@@ -54,13 +52,7 @@ def needle(context: ClaimContext, size: Size) -> tuple[Curves, float]:
         DENSE: (landmark, landmark.config.model.mixer[0]),
         RETRIEVES: (landmark, retrieving),
     }
-    curves = {
-        name: {
-            tokens: trained.score(mixer, needles.at_length(size, tokens, trained is landmark), size.questions, context)
-            for tokens in size.lengths
-        }
-        for name, (trained, mixer) in tried.items()
-    }
+    curves = {name: needles.curve(*of, size, context) for name, of in tried.items()}
     task = needles.at_length(size, size.lengths[1], landmarks=True)
     read = selection.chosen(landmark, retrieving, task, 8, context)
     title = f'{size.retrieved} blocks retrieved, T = {size.lengths[1]}'
@@ -69,11 +61,11 @@ def needle(context: ClaimContext, size: Size) -> tuple[Curves, float]:
     return curves, float(sum(hit.mean() for hit in hits) / len(hits))
 
 
-def needle_lines(curves: Curves, found: float, size: Size) -> list[Line]:
+def needle_lines(curves: needles.Curves, found: float, size: Size) -> list[Line]:
     """Retrieval keeps what was learned at one length; a window and dense attention do not."""
     first, *longer = size.lengths
-    note = '; '.join(f'{name} {_curve(values)}' for name, values in curves.items())
-    at = lambda name, tokens: curves[name][tokens]['accuracy']
+    note = needles.as_text(curves)
+    at = lambda name, tokens: curves[name][tokens]
     where = f'needle, trained at T = {first}'
     out = [Line.number(PAPER, f'{where}: accuracy of {TRAINED} at {first}', at(TRAINED, first), above=0.9, note=note)]
     for tokens in longer:
@@ -118,9 +110,7 @@ def text_lines(found: dict[str, dict[int, float]] | None, size: Size) -> list[Li
     if found is None:
         return [Line.missing(PAPER, claim, '< 0', novels.FOLDER) for claim in claims]
     first, fourfold = found['softmax']
-    note = ', '.join(
-        f'{name} {values[first]:.3f} at {first}, {values[fourfold]:.3f} at {fourfold}' for name, values in found.items()
-    )
+    note = needles.as_text(found)
     two, four, plain = found['k=2'][fourfold], found['k=4'][fourfold], found['softmax'][first]
     gaps = (two - plain, four - plain, four - two)
     return [Line.number(PAPER, claim, gap, below=0.0, note=note) for claim, gap in zip(claims, gaps)]
@@ -129,7 +119,3 @@ def text_lines(found: dict[str, dict[int, float]] | None, size: Size) -> list[Li
 def _retrieving(size: Size) -> LandmarkConfig:
     cache = LandmarkCache(block=size.block, retrieved=size.retrieved)
     return LandmarkConfig(heads=size.heads, block=size.block, cache=cache)
-
-
-def _curve(values: Mapping[int, dict[str, float]]) -> str:
-    return ', '.join(f'{found["accuracy"]:.3f} at {tokens}' for tokens, found in values.items())

@@ -76,7 +76,6 @@ def sentences(context: ClaimContext, size: Size) -> Found:
             steps=size.steps,
             batch=size.batch,
             optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=20),
-            steps_per_call=min(size.steps, 50),
         )
         for name, model in size.models().items()
     }
@@ -108,7 +107,6 @@ def two_cues(context: ClaimContext, size: Size) -> Found:
         steps=size.cue_steps,
         batch=size.batch,
         optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=20),
-        steps_per_call=min(size.cue_steps, 50),
     )
 
     def measure(setting: Setting, variables: Variables) -> dict[str, object]:

@@ -15,7 +15,6 @@ needles in it. Chunks of 16 tokens, 8 of them, half of the length of training. T
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -28,7 +27,6 @@ from jattn.nn.longheads_cache import LongHeadsCache
 
 PAPER = '56'
 PLAIN, WINDOW, HEADS, RANDOM = 'all keys', 'a window', 'LongHeads', 'random chunks'
-Curves = Mapping[str, Mapping[int, dict[str, float]]]
 
 
 def run(context: ClaimContext) -> list[Line]:
@@ -54,16 +52,10 @@ def policies(size: Size) -> dict[str, SoftmaxConfig]:
     }
 
 
-def needle(context: ClaimContext, size: Size) -> tuple[Curves, selection.Chosen]:
-    """policy -> length -> metrics; and what LongHeads reads of rows of the second length."""
+def needle(context: ClaimContext, size: Size) -> tuple[needles.Curves, selection.Chosen]:
+    """policy -> length -> accuracy; and what LongHeads reads of rows of the second length."""
     trained = needles.softmax(context, size)
-    curves = {
-        name: {
-            tokens: trained.score(mixer, needles.at_length(size, tokens), size.questions, context)
-            for tokens in size.lengths
-        }
-        for name, mixer in policies(size).items()
-    }
+    curves = {name: needles.curve(trained, mixer, size, context) for name, mixer in policies(size).items()}
     task = needles.at_length(size, size.lengths[1])
     read = {name: selection.chosen(trained, policies(size)[name], task, 8, context) for name in (HEADS, RANDOM)}
     titles = {f'{name}, T = {size.lengths[1]}': shown for name, shown in read.items()}
@@ -71,11 +63,11 @@ def needle(context: ClaimContext, size: Size) -> tuple[Curves, selection.Chosen]
     return curves, read[HEADS]
 
 
-def needle_lines(curves: Curves, size: Size) -> list[Line]:
+def needle_lines(curves: needles.Curves, size: Size) -> list[Line]:
     """The needle is kept at every length, and nothing else keeps it."""
     first, *longer = size.lengths
-    note = '; '.join(f'{name} {_curve(values)}' for name, values in curves.items())
-    at = lambda name, tokens: curves[name][tokens]['accuracy']
+    note = needles.as_text(curves)
+    at = lambda name, tokens: curves[name][tokens]
     where = f'needle, trained at T = {first}'
     out = [Line.number(PAPER, f'{where}: accuracy of {PLAIN} at {first}', at(PLAIN, first), above=0.9, note=note)]
     for tokens in longer:
@@ -121,17 +113,9 @@ def text_lines(found: dict[str, dict[int, float]] | None, size: Size) -> list[Li
         f'{where} of {HEADS} over {WINDOW} at {last}': (HEADS, last, WINDOW, last, 1.05),
     }
     if found is None:
-        note = novels.FOLDER
-        return [Line.missing(PAPER, claim, f'< {bound:g}', note) for claim, (*_, bound) in claims.items()]
-    note = '; '.join(
-        f'{name} ' + ', '.join(f'{value:.3f} at {tokens}' for tokens, value in values.items())
-        for name, values in found.items()
-    )
+        return [Line.missing(PAPER, claim, f'< {bound:g}', novels.FOLDER) for claim, (*_, bound) in claims.items()]
+    note = needles.as_text(found)
     return [
         Line.number(PAPER, claim, found[a][at] / found[b][there], below=bound, note=note)
         for claim, (a, at, b, there, bound) in claims.items()
     ]
-
-
-def _curve(values: Mapping[int, dict[str, float]]) -> str:
-    return ', '.join(f'{found["accuracy"]:.3f} at {tokens}' for tokens, found in values.items())

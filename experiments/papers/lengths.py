@@ -55,7 +55,6 @@ def accuracies(
             steps=steps,
             batch=batch,
             optimizer=AdamWConfig(peak_lr=peak_lr / 3, warmup_steps=20),
-            steps_per_call=min(steps, 50),
         )
         short = dataclasses.replace(
             own,
@@ -63,7 +62,6 @@ def accuracies(
             steps=FIRST['steps'],
             batch=FIRST['batch'],
             optimizer=AdamWConfig(peak_lr=peak_lr, warmup_steps=20),
-            steps_per_call=50,
         )
         return dataclasses.replace(own, after=short)
 

@@ -111,6 +111,15 @@ def books(context: ClaimContext) -> pathlib.Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
+def letter(byte: int) -> str:
+    """A byte as one sign of a picture's axis.
+
+    >>> letter(97) + letter(32)
+    'a·'
+    """
+    return chr(byte) if 32 < byte < 127 else '·'
+
+
 def absent(context: ClaimContext) -> bool:
     """Whether the novels are needed and not there."""
     return context.size != 'tiny' and books(context) is None

@@ -30,6 +30,7 @@ from jattn.training.optimizer import AdamWConfig, OptimizerConfig
 from jattn.training.step import TrainState, abstract_params, batch_context, init_state, train_step
 from jattn.training.warm_start import adopt
 from jattn.typing import Array, Key, PyTree
+from jattn.understanding import capture
 
 Data = Task | Corpus
 Variables = dict[str, PyTree]
@@ -48,7 +49,7 @@ class Setting:
         batch: rows of a step.
         optimizer: with its schedule.
         losses: weights of auxiliary losses.
-        steps_per_call: of a compiled call; divides `steps`.
+        steps_per_call: of a compiled call, or all `steps` where these are fewer; divides them.
         after: an earlier stage of the training, whose parameters this one starts from where they fit; None: new ones.
     """
 
@@ -60,6 +61,9 @@ class Setting:
     losses: LossWeights = LossWeights()
     steps_per_call: int = 50
     after: 'Setting | None' = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'steps_per_call', min(self.steps_per_call, self.steps))
 
     @property
     def module(self) -> nn.Module:
@@ -256,6 +260,22 @@ def _mean(found: list[dict[str, Mean]]) -> dict[str, float]:
     """Sums over sums of counts."""
     total = jax.tree.map(lambda *parts: np.sum(np.asarray(parts, np.float64), axis=0), *found)
     return {name: float(mean.total / max(mean.count, 1)) for name, mean in total.items()}
+
+
+def first_rows(setting: Setting, count: int) -> Batch:
+    """The first held-out rows of the corpus."""
+    return jax.tree.map(lambda leaf: leaf[:count], stacked_rows(setting.data, setting.data.held_out))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def read_site(setting: Setting, variables: Variables, batch: Batch, site: str) -> Array:
+    """A named value in every layer, [L, ...]."""
+    slow = {name: value for name, value in variables.items() if name != 'params'}
+    context = batch_context(batch)
+    found = capture.run(
+        setting.module, variables['params'], batch.inputs, sites=[site], context=context, collections=slow
+    )
+    return found.stack(site)
 
 
 @functools.cache

@@ -124,7 +124,6 @@ def settings(size: Size, data_dir: pathlib.Path | None) -> dict[tuple[str, str],
             steps=size.steps[where],
             batch=size.batch,
             optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=min(size.steps[where] // 10, 500)),
-            steps_per_call=min(size.steps[where], 50),
         )
         for where, data in size.data(data_dir).items()
         for name, mixer in mixers(size).items()

@@ -64,7 +64,6 @@ class Size:
             steps=steps,
             batch=self.batch,
             optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=20),
-            steps_per_call=min(steps, 50),
         )
 
 

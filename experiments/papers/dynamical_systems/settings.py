@@ -149,5 +149,5 @@ def setting(size: Size, mixers: tuple[MixerConfig, ...], task: AssociativeRecall
         steps=size.steps,
         batch=size.batch,
         optimizer=AdamWConfig(peak_lr=rate, warmup_steps=min(size.steps // 10, 500)),
-        steps_per_call=min(size.steps, 100),
+        steps_per_call=100,
     )

@@ -116,7 +116,6 @@ def settings(context: ClaimContext, size: Size) -> dict[str, Setting]:
                 steps=steps,
                 batch=batch,
                 optimizer=AdamWConfig(peak_lr=4e-3, warmup_steps=min(50, steps // 4)),
-                steps_per_call=min(50, steps),
                 after=stage,
             )
         found[name] = stage

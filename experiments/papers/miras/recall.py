@@ -25,7 +25,6 @@ def _setting(size: Size, mixer: MixerConfig, task: AssociativeRecall) -> Setting
         steps=size.recall_steps,
         batch=size.recall_batch,
         optimizer=AdamWConfig(peak_lr=5e-3, warmup_steps=50),
-        steps_per_call=min(size.recall_steps, 50),
     )
 
 

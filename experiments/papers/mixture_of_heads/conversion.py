@@ -26,7 +26,6 @@ def stages(context: ClaimContext, size: Size) -> dict[str, Setting]:
     full = dataclasses.replace(
         base[FULL],
         steps=size.tune_steps,
-        steps_per_call=min(size.tune_steps, 50),
         optimizer=AdamWConfig(peak_lr=size.peak_lr / 5, warmup_steps=size.tune_steps // 10),
     )
     softmax = full.model.mixer[0]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from experiments.papers.contract import ClaimContext, Line
-from experiments.papers.mixture_of_heads.settings import FOUR, FULL, MOH_50, MOH_75, PAPER, Size, attentions
+from experiments.papers.mixture_of_heads.settings import BALANCE, FOUR, FULL, MOH_50, MOH_75, PAPER, Size, attentions
 from experiments.papers.small_models import Setting, compare, score_rows
 from jattn.data import MNISTConfig
 from jattn.models.vision import VisionConfig
@@ -30,8 +30,7 @@ def settings(context: ClaimContext, size: Size) -> dict[str, Setting]:
             steps=size.image_steps,
             batch=size.image_batch,
             optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=size.image_steps // 10),
-            losses=LossWeights(load_balance=0.01 / size.layers),
-            steps_per_call=min(size.image_steps, 50),
+            losses=LossWeights(load_balance=BALANCE / size.layers),
         )
         for name in NAMES
     }

@@ -1,20 +1,17 @@
 """Which heads which bytes take: the gates of a trained MoH on held-out text, by class of byte."""
 
 import dataclasses
-import functools
 import pathlib
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.papers import novels
 from experiments.papers.contract import Line
 from experiments.papers.mixture_of_heads.settings import PAPER
-from experiments.papers.small_models import Setting, Variables, stacked_rows
+from experiments.papers.small_models import Setting, Variables, first_rows, read_site
 from jattn.mixers.mixture_of_heads import MixtureOfHeadsConfig
-from jattn.training.step import batch_context
-from jattn.typing import Array, Float
-from jattn.understanding import capture
+from jattn.typing import Float
 
 ROWS = 64
 CLASSES = ('letters', 'spaces', 'other')
@@ -36,15 +33,8 @@ class Read:
 
 def read(setting: Setting, variables: Variables) -> Read:
     """The gates of the first held-out rows."""
-    rows = jax.tree.map(lambda leaf: leaf[:ROWS], stacked_rows(setting.data, setting.data.held_out))
-    return Read(np.asarray(_gates(setting, variables, rows), np.float64), rows.inputs)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _gates(setting: Setting, variables: Variables, rows: object) -> Float[Array, 'L B T H']:
-    params = variables['params']
-    found = capture.run(setting.module, params, rows.inputs, sites=['gates'], context=batch_context(rows))
-    return found.stack('gates')
+    rows = first_rows(setting, ROWS)
+    return Read(np.asarray(read_site(setting, variables, rows, 'gates'), np.float64), rows.inputs)
 
 
 def load(found: Read, cfg: MixtureOfHeadsConfig) -> Float[np.ndarray, 'L E']:
@@ -93,7 +83,7 @@ def draw(found: Read, cfg: MixtureOfHeadsConfig, path: pathlib.Path, shown: int 
     figure = Figure(figsize=(15, 2.6 * layers + 0.6), layout='constrained')
     axes = figure.subplots(layers, 2, width_ratios=(1, 5), squeeze=False)
     labels, top = classes(found.inputs), float(np.quantile(found.gates, 0.995))
-    text = [chr(byte) if 32 < byte < 127 else '·' for byte in found.inputs[0, :shown]]
+    text = [novels.letter(byte) for byte in found.inputs[0, :shown]]
     heads = [f'{"shared" if head < cfg.shared else "routed"} {head}' for head in range(cfg.heads)]
     for layer, (left, right) in enumerate(axes):
         means = np.stack([found.gates[layer][labels == number].mean(axis=0) for number in range(len(CLASSES))], axis=1)

@@ -7,6 +7,7 @@ from jattn.mixers import SoftmaxConfig
 from jattn.mixers.mixture_of_heads import MixtureOfHeadsConfig
 
 PAPER = '54'
+BALANCE = 0.01  # weight of the balance loss, of its mean over layers
 FULL, SIX, FOUR = 'softmax, 8 heads', 'softmax, 6 heads', 'softmax, 4 heads'
 MOH_75, MOH_50 = 'MoH, 6 of 8', 'MoH, 4 of 8'
 UNBALANCED, PRINTED = 'MoH, 6 of 8, no balance loss', 'MoH, 6 of 8, printed gates'

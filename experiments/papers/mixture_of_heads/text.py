@@ -11,6 +11,7 @@ from experiments.papers import novels
 from experiments.papers.contract import ClaimContext, Line
 from experiments.papers.mixture_of_heads import gates
 from experiments.papers.mixture_of_heads.settings import (
+    BALANCE,
     FOUR,
     FULL,
     MOH_50,
@@ -28,7 +29,6 @@ from jattn.models.decoder import DecoderConfig
 from jattn.training.experiment import LossWeights
 from jattn.training.optimizer import AdamWConfig
 
-BALANCE = 0.01  # of the mean over layers
 Run = Mapping[str, Any]  # variables; loss; load [L, E] of MoH
 Found = Mapping[str, Sequence[Run]]
 
@@ -45,7 +45,6 @@ def settings(context: ClaimContext, size: Size) -> dict[str, Setting]:
             batch=size.batch,
             optimizer=AdamWConfig(peak_lr=size.peak_lr, warmup_steps=size.steps // 20),
             losses=LossWeights(load_balance=balance / size.layers),
-            steps_per_call=min(size.steps, 50),
         )
 
     mixers = attentions(size)

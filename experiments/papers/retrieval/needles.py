@@ -9,7 +9,7 @@ One question a row teaches little for what a long row costs: so short rows come 
 import dataclasses
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments.configs import passkey
 from experiments.papers.contract import ClaimContext
@@ -25,6 +25,7 @@ from jattn.training.experiment import Experiment, TrainingConfig
 from jattn.training.loop import train
 from jattn.training.optimizer import AdamWConfig
 
+Curves = Mapping[str, Mapping[int, float]]  # what is compared -> tokens of a row -> its score
 ROWS = 2**13  # tokens of an evaluation batch
 PEAK_LR = 5e-3  # on short rows; a third of it on those of the length of training
 
@@ -70,6 +71,27 @@ def at_length(size: Size, tokens: int, landmarks: bool = False) -> Task:
     """The task at another length."""
     task = dataclasses.replace(size.passkey, tokens=tokens)
     return Landmarked(task=task, block=size.block) if landmarks else task
+
+
+def curve(trained: Trained, mixer: MixerConfig, size: Size, context: ClaimContext) -> dict[int, float]:
+    """length -> accuracy of a mixer, or a policy, on rows as it was trained on: with landmarks or without."""
+    marked = isinstance(trained.config.data, Landmarked)
+    return {
+        tokens: trained.score(mixer, at_length(size, tokens, marked), size.questions, context)['accuracy']
+        for tokens in size.lengths
+    }
+
+
+def as_text(curves: Curves) -> str:
+    """Every score.
+
+    >>> as_text({'a': {8: 1.0, 16: 0.5}, 'b': {8: 0.25}})
+    'a 1.000 at 8, 0.500 at 16; b 0.250 at 8'
+    """
+    return '; '.join(
+        f'{name} ' + ', '.join(f'{value:.3f} at {tokens}' for tokens, value in values.items())
+        for name, values in curves.items()
+    )
 
 
 def _train(

@@ -25,7 +25,6 @@ def setting(context: ClaimContext, size: Size, mixer: MixerConfig, block: int | 
         steps=size.text_steps,
         batch=size.text_batch,
         optimizer=AdamWConfig(peak_lr=5e-3, warmup_steps=20),
-        steps_per_call=min(size.text_steps, 50),
     )
 
 

@@ -25,7 +25,6 @@ def settings(size: Size) -> dict[str, Setting]:
             steps=size.recall_steps,
             batch=size.recall_batch,
             optimizer=AdamWConfig(peak_lr=size.recall_lr, warmup_steps=size.recall_steps // 10),
-            steps_per_call=min(size.recall_steps, 50),
         )
         for name in NAMES
     }

@@ -11,14 +11,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.papers import novels
 from experiments.papers.contract import ClaimContext, Line
 from experiments.papers.routing.settings import LEAKY, LOCAL, PAPER, ROUTING, Size, attentions
-from experiments.papers.small_models import Setting, Variables, compare, outputs, score_rows, stacked_rows
+from experiments.papers.small_models import Setting, Variables, compare, first_rows, outputs, score_rows
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds import Batch
 from jattn.training.optimizer import AdamWConfig
@@ -37,7 +36,6 @@ def settings(context: ClaimContext, size: Size) -> dict[str, Setting]:
             steps=size.steps,
             batch=size.batch,
             optimizer=AdamWConfig(peak_lr=5e-3, warmup_steps=size.steps // 20),
-            steps_per_call=min(size.steps, 50),
         )
         for name in NAMES
     }
@@ -56,13 +54,12 @@ def measure(context: ClaimContext, size: Size) -> Found:
 
 def leak(setting: Setting, variables: Variables, rows: int, places: int) -> tuple[float, float]:
     """The loss at some places of held-out rows, read from whole rows and from rows whose future is blanked."""
-    held_out = stacked_rows(setting.data, setting.data.held_out)
-    totals = np.zeros(2)
-    for row in range(min(rows, len(held_out.targets))):
+    held_out, totals = first_rows(setting, rows), np.zeros(2)
+    for row in range(len(held_out.targets)):
         for side, batch in enumerate(both(held_out.inputs[row], held_out.targets[row], places)):
             loss = setting.data.loss(outputs(setting, variables, batch), batch)
             totals[side] += float(loss.total / loss.count)
-    return tuple(totals / min(rows, len(held_out.targets)))
+    return tuple(totals / len(held_out.targets))
 
 
 def both(inputs: np.ndarray, targets: np.ndarray, places: int) -> tuple[Batch, Batch]:
@@ -105,8 +102,3 @@ def missing() -> list[Line]:
     """The same lines without data."""
     claims = {f'{LOCAL} minus {ROUTING}': '> 0.01', 'leak of the published selection': '> 0'}
     return [Line.missing(PAPER, f'novels: {claim}', rule, novels.FOLDER) for claim, rule in claims.items()]
-
-
-def shown_rows(setting: Setting, rows: int) -> Batch:
-    """The first held-out rows."""
-    return jax.tree.map(lambda leaf: leaf[:rows], stacked_rows(setting.data, setting.data.held_out))

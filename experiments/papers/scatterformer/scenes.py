@@ -32,7 +32,6 @@ def settings(size: Size) -> dict[str, Setting]:
             steps=size.steps,
             batch=size.batch,
             optimizer=AdamWConfig(peak_lr=5e-3, warmup_steps=size.steps // 10),
-            steps_per_call=min(size.steps, 50),
         )
         for name, layers in mixers(size).items()
     }

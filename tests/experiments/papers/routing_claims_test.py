@@ -12,7 +12,7 @@ from experiments.papers.cost import Cost
 from experiments.papers.novels import Windows
 from experiments.papers.routing import costs, recall, text
 from experiments.papers.routing.settings import FROZEN, FULL, LEAKY, LOCAL, ROUTING, SIZES, attentions
-from experiments.papers.small_models import Setting
+from experiments.papers.small_models import Setting, first_rows
 from jattn.data import TextConfig
 from jattn.models.decoder import DecoderConfig
 
@@ -49,7 +49,7 @@ def test_only_the_published_selection_reads_the_future(selection, leaks, tmp_pat
         steps=1,
         batch=1,
     )
-    rows = text.shown_rows(setting, 1)
+    rows = first_rows(setting, 1)
     variables = nn.unbox(jax.jit(setting.module.init)(jax.random.key(0), rows.inputs))
     whole, blanked = text.leak(setting, variables, 2, 4)
     assert (abs(whole - blanked) > 1e-3) == leaks
