@@ -18,7 +18,7 @@ import dataclasses
 import numpy as np
 
 from experiments.papers import cost
-from experiments.papers.contract import ClaimContext, Line
+from experiments.papers.contract import ClaimContext, Line, needs
 from experiments.papers.density_adaptive import explain
 from experiments.papers.density_adaptive.settings import SIZES, Size
 from experiments.papers.forward import forward, parameters
@@ -46,12 +46,12 @@ def run(context: ClaimContext) -> list[Line]:
     size = SIZES[context.size]
     lines = [parameter_line(size), *clamp_lines(size)]
     found, explained = {}, []
-    if size.on_disk and context.data_dir is None:
+    if context.lacks('fsdd'):
         lines += missing()
     else:
         for number, target in enumerate(('digit', 'speaker')):
             context.say(f'{target} of few recordings')
-            found[target] = gates(context, size, size.speech(context.data_dir, target), 100 + number)
+            found[target] = gates(context, size, size.speech(context.data('fsdd'), target), 100 + number)
             lines.append(gate_line(found[target], target, size, 'f1'))
         explained = explain.explain(context, size)
         lines.append(explanation_line(explained))
@@ -66,9 +66,9 @@ def run(context: ClaimContext) -> list[Line]:
 
 def missing() -> list[Line]:
     """The lines that need recordings."""
-    note = 'needs --data_dir with fsdd'
     names = [f'{task}: macro F1 behind the gate minus without' for task in ('digit', 'speaker')]
-    return [Line.missing(PAPER, name, '> 0', note) for name in [*names, 'weights and needs of the bins: Spearman']]
+    names.append('weights and needs of the bins: Spearman')
+    return [Line.missing(PAPER, name, '> 0', needs('fsdd')) for name in names]
 
 
 def parameter_line(size: Size) -> Line:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from experiments.papers import cost, novels
-from experiments.papers.contract import ClaimContext, Line
+from experiments.papers.contract import ClaimContext, Line, needs
 from experiments.papers.cost import Cost
 from experiments.papers.forward import forward, parameters
 from experiments.papers.small_models import Data, Found, Setting, Variables, compare, mean, score, score_rows, values
@@ -119,7 +119,7 @@ def run(context: ClaimContext) -> list[Line]:
     """Every line of the size, and its picture."""
     size = SIZES[context.size]
     lines = []
-    if novels.absent(context):
+    if context.lacks('books'):
         lines += missing()
     else:
         context.say('text')
@@ -198,7 +198,7 @@ def text_lines(found: Found, size: Size) -> list[Line]:
 def missing() -> list[Line]:
     """The same lines without data."""
     return [
-        Line.missing(PAPER, f'novels: nats a byte of {better} minus {worse}', f'< {bound:g}', novels.FOLDER)
+        Line.missing(PAPER, f'novels: nats a byte of {better} minus {worse}', f'< {bound:g}', needs('books'))
         for better, worse, bound in ORDER
     ]
 

@@ -17,8 +17,8 @@ the start. Queries retrieve each for itself (`chunk=1`), so that calls do not ma
 import concurrent.futures
 import dataclasses
 
-from experiments.papers import novels, reading_cost
-from experiments.papers.contract import ClaimContext, Line
+from experiments.papers import reading_cost
+from experiments.papers.contract import ClaimContext, Line, needs
 from experiments.papers.retrieval import needles, selection, text
 from experiments.papers.retrieval.settings import SIZES, Size
 from jattn.mixers import SoftmaxConfig
@@ -89,7 +89,7 @@ def needle_lines(curves: needles.Curves, found: float, size: Size) -> list[Line]
 
 def perplexities(context: ClaimContext, size: Size) -> dict[str, dict[int, float]] | None:
     """name -> length -> perplexity of a byte; None without text."""
-    if not size.text_lengths or novels.books(context) is None:
+    if not size.text_lengths or context.lacks('books'):
         return None
     first, fourfold = size.text_lengths[0], 4 * size.text_lengths[0]
     plain = text.setting(context, size, SoftmaxConfig(heads=size.heads))
@@ -108,7 +108,7 @@ def text_lines(found: dict[str, dict[int, float]] | None, size: Size) -> list[Li
     pairs = ('k=2 at 4 T minus softmax at T', 'k=4 at 4 T minus softmax at T', 'k=4 minus k=2, both at 4 T')
     claims = [f'novels, T = {size.text_tokens}, {size.text_steps} steps: perplexity of {pair}' for pair in pairs]
     if found is None:
-        return [Line.missing(PAPER, claim, '< 0', novels.FOLDER) for claim in claims]
+        return [Line.missing(PAPER, claim, '< 0', needs('books')) for claim in claims]
     first, fourfold = found['softmax']
     note = needles.as_text(found)
     two, four, plain = found['k=2'][fourfold], found['k=4'][fourfold], found['softmax'][first]

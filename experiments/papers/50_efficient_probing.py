@@ -17,11 +17,12 @@ it was trained. 'No worse' is -0.005, and 'flattens' within 0.01.
 
 import jax
 
-from experiments.papers.contract import ClaimContext, Line
+from experiments.papers.contract import ClaimContext, Line, needs
 from experiments.papers.efficient_probing import encoders, pictures, probes, timing
 from experiments.papers.efficient_probing.probes import Features, Found
 from experiments.papers.efficient_probing.settings import AIM, CLS, MEAN, SIZES, Images, Size, name_of
 from experiments.papers.forward import parameters
+from jattn.data import MNISTConfig
 from jattn.poolers import AIMConfig, CAEConfig, EfficientProbingConfig
 
 PAPER = '50'
@@ -33,7 +34,7 @@ def run(context: ClaimContext) -> list[Line]:
     """Every line of the size, and its picture."""
     size = SIZES[context.size]
     lines = parameter_lines(size)
-    if size.on_disk and context.data_dir is None:
+    if context.lacks('mnist'):
         lines += missing(size)
     else:
         lines += probe_lines(context, size)
@@ -43,7 +44,7 @@ def run(context: ClaimContext) -> list[Line]:
 
 def missing(size: Size) -> list[Line]:
     """The lines that need images."""
-    main, note = name_of(size.main), 'needs --data_dir with mnist'
+    main, note = name_of(size.main), needs('mnist')
     names = [
         (f'masked: accuracy of {main} minus {MEAN}', '> 0.02'),
         (f'masked: accuracy of {main} minus {AIM}', '> -0.005'),
@@ -53,7 +54,7 @@ def missing(size: Size) -> list[Line]:
 
 def probe_lines(context: ClaimContext, size: Size) -> list[Line]:
     """Trains the encoders and the heads."""
-    data = size.data(context.data_dir)
+    data = MNISTConfig(path=context.data('mnist'))
     splits = {
         'train': Images.of(data, 'train', max(size.images, size.labels)),
         'validation': Images.of(data, 'validation', size.test),

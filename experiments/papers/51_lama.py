@@ -14,7 +14,7 @@ pass of one row in 64 channels, without the GRU, which all share.
 """
 
 from experiments.papers import cost
-from experiments.papers.contract import ClaimContext, Line
+from experiments.papers.contract import ClaimContext, Line, needs
 from experiments.papers.forward import forward, parameters
 from experiments.papers.lama import maps
 from experiments.papers.lama.settings import ATTENTION, LAMA, SIZES, Size
@@ -32,15 +32,15 @@ def run(context: ClaimContext) -> list[Line]:
     size = SIZES[context.size]
     lines = [parameter_line(size)]
     found = {}
-    if size.on_disk and context.data_dir is None:
+    if context.lacks('sst2'):
         lines += [
-            Line.missing(PAPER, f'SST-2: accuracy of LAMA minus {other}', f'> {TIE}', 'needs --data_dir with sst2')
+            Line.missing(PAPER, f'SST-2: accuracy of LAMA minus {other}', f'> {TIE}', needs('sst2'))
             for other in ('mean', 'additive', ATTENTION)
         ]
     else:
         context.say('sentences')
         found = sentences(context, size)
-        lines += sentence_lines(found, size)
+        lines += sentence_lines(found, size, context.data('sst2') is not None)
     context.say('two cues')
     cues = two_cues(context, size)
     lines += cue_lines(cues, size)
@@ -67,8 +67,7 @@ def parameter_line(size: Size) -> Line:
 
 def sentences(context: ClaimContext, size: Size) -> Found:
     """Accuracy of every model and seed on the test sentences."""
-    path = str(context.data_dir / 'sst2') if size.on_disk else None
-    data = SST2Config(path=path, unit='words', tokens=size.tokens, vocabulary=size.vocabulary)
+    data = SST2Config(path=context.data('sst2'), unit='words', tokens=size.tokens, vocabulary=size.vocabulary)
     settings = {
         name: Setting(
             model=model,
@@ -82,10 +81,10 @@ def sentences(context: ClaimContext, size: Size) -> Found:
     return compare(settings, size.seeds, lambda *of: score_rows(*of), context.say, context.key(100))
 
 
-def sentence_lines(found: Found, size: Size) -> list[Line]:
+def sentence_lines(found: Found, size: Size, real: bool) -> list[Line]:
     """LAMA is no worse than one map and the mean, and near a Transformer layer."""
     note = ', '.join(f'{name} {values(runs, "accuracy")}' for name, runs in found.items())
-    where = f'{"SST-2" if size.on_disk else "synthetic sentences"}, {size.steps} steps'
+    where = f'{"SST-2" if real else "synthetic sentences"}, {size.steps} steps'
     accuracy = {name: mean(runs, 'accuracy') for name, runs in found.items()}
     return [
         Line.number(

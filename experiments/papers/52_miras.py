@@ -37,8 +37,8 @@ def run(context: ClaimContext) -> list[Line]:
     if size.sweep:
         context.say('p and q of Moneta')
         lines += recall.sweep_lines(recall.measure_sweep(context, size), size)
-    if size.books and context.data_dir is None:
-        lines += books.missing('needs --data_dir with a folder books')
+    if size.books and context.lacks('books'):
+        lines += books.missing()
     elif size.books:
         context.say('language models on novels')
         names = [name for group in books.ORDER for name in group] + list(books.OTHERS)

@@ -13,7 +13,6 @@ Choices: decoders of two layers of width 64 with eight heads, two of them shared
 channels. The balance loss weighs .01 of its mean over the layers. The tuning has a fifth of the training's step size.
 """
 
-from experiments.papers import novels
 from experiments.papers.contract import ClaimContext, Line
 from experiments.papers.mixture_of_heads import conversion, costs, digits, gates, text
 from experiments.papers.mixture_of_heads.settings import MOH_75, SIZES
@@ -22,12 +21,12 @@ from experiments.papers.mixture_of_heads.settings import MOH_75, SIZES
 def run(context: ClaimContext) -> list[Line]:
     """Every line of the size, and its pictures."""
     size = SIZES[context.size]
-    if novels.absent(context):
+    if context.lacks('books'):
         lines = text.missing()
     else:
         context.say('novels')
         lines = _text(context)
-    if digits.absent(context):
+    if context.lacks('mnist'):
         lines += digits.missing()
     else:
         context.say('digits')

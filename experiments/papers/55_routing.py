@@ -13,7 +13,6 @@ Choices: decoders of two layers of width 64, four heads, two of them local where
 feed-forward. A token that routes does not see itself, unless nobody else is there. The centroids decay by .99.
 """
 
-from experiments.papers import novels
 from experiments.papers.contract import ClaimContext, Line
 from experiments.papers.routing import costs, pictures, recall, text
 from experiments.papers.routing.settings import ROUTING, SIZES
@@ -26,7 +25,7 @@ def run(context: ClaimContext) -> list[Line]:
     lines = costs.lines(costs.table(context, size), size)
     context.say('recall')
     lines += recall.lines(recall.measure(context, size), size)
-    if novels.absent(context):
+    if context.lacks('books'):
         return lines + text.missing()
     context.say('novels')
     found = text.measure(context, size)

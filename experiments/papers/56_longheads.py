@@ -18,8 +18,8 @@ import dataclasses
 
 import numpy as np
 
-from experiments.papers import novels, reading_cost
-from experiments.papers.contract import ClaimContext, Line
+from experiments.papers import reading_cost
+from experiments.papers.contract import ClaimContext, Line, needs
 from experiments.papers.retrieval import needles, selection, text
 from experiments.papers.retrieval.settings import SIZES, Size
 from jattn.mixers import SoftmaxConfig
@@ -94,7 +94,7 @@ def coverage_lines(read: selection.Chosen) -> list[Line]:
 
 def perplexities(context: ClaimContext, size: Size) -> dict[str, dict[int, float]] | None:
     """policy -> length -> perplexity of a byte; None without text."""
-    if not size.text_lengths or novels.books(context) is None:
+    if not size.text_lengths or context.lacks('books'):
         return None
     setting = text.setting(context, size, SoftmaxConfig(heads=size.heads))
     variables = text.fit(context, setting, 'softmax')
@@ -113,7 +113,7 @@ def text_lines(found: dict[str, dict[int, float]] | None, size: Size) -> list[Li
         f'{where} of {HEADS} over {WINDOW} at {last}': (HEADS, last, WINDOW, last, 1.05),
     }
     if found is None:
-        return [Line.missing(PAPER, claim, f'< {bound:g}', novels.FOLDER) for claim, (*_, bound) in claims.items()]
+        return [Line.missing(PAPER, claim, f'< {bound:g}', needs('books')) for claim, (*_, bound) in claims.items()]
     note = needles.as_text(found)
     return [
         Line.number(PAPER, claim, found[a][at] / found[b][there], below=bound, note=note)

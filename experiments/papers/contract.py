@@ -14,6 +14,25 @@ import jax
 
 from jattn.typing import Key
 
+# Where the data sets that papers read lie below --data_dir.
+DATA_SETS = {
+    'books': 'books',
+    'ett': 'ett/ETTh1.csv.gz',
+    'fsdd': 'fsdd/fsdd_1500.npz',
+    'mnist': 'mnist/mnist_30k_10k.npz',
+    'sst2': 'sst2',
+    'ucr': 'ucr_uea',
+}
+
+
+def needs(name: str) -> str:
+    """The note of a line that a data set is missing for.
+
+    >>> needs('fsdd')
+    'needs --data_dir with fsdd/fsdd_1500.npz'
+    """
+    return f'needs --data_dir with {DATA_SETS[name]}'
+
 
 @dataclasses.dataclass(frozen=True)
 class ClaimContext:
@@ -34,6 +53,17 @@ class ClaimContext:
     def key(self, n: int) -> Key:
         """The n-th independent key of this rerun."""
         return jax.random.fold_in(jax.random.key(self.seed), n)
+
+    def data(self, name: str) -> str | None:
+        """The file or folder of a data set; None where it is not there, and for size tiny, which reads none."""
+        if self.size == 'tiny' or self.data_dir is None:
+            return None
+        path = self.data_dir / DATA_SETS[name]
+        return str(path) if path.exists() else None
+
+    def lacks(self, name: str) -> bool:
+        """Whether a data set is needed and not there."""
+        return self.size != 'tiny' and self.data(name) is None
 
     def say(self, text: str) -> None:
         """A line of progress."""

@@ -17,7 +17,6 @@ from jattn.testbeds import Batch
 from jattn.testbeds.landmarked import with_landmarks
 from jattn.typing import Array
 
-FOLDER = 'needs --data_dir with a folder books'
 SHIPPED = pathlib.Path(json.__file__).parent  # a package of a few files
 LANDMARK = 256  # the token behind the bytes
 
@@ -101,14 +100,8 @@ def windows(context: ClaimContext, tokens: int, held_out_bytes: int, train: Sequ
     else:
         base = lm_books.config('small').data
         titles = base.train if train is None else tuple(train)
-        text = dataclasses.replace(base, path=str(books(context)), train=titles)
+        text = dataclasses.replace(base, path=context.data('books'), train=titles)
     return Windows(text=text, tokens=tokens, held_out_bytes=held_out_bytes)
-
-
-def books(context: ClaimContext) -> pathlib.Path | None:
-    """The folder of the novels; None where there is no data folder, or none in it."""
-    folder = None if context.data_dir is None else context.data_dir / 'books'
-    return folder if folder is not None and folder.is_dir() else None
 
 
 def letter(byte: int) -> str:
@@ -118,8 +111,3 @@ def letter(byte: int) -> str:
     'a·'
     """
     return chr(byte) if 32 < byte < 127 else '·'
-
-
-def absent(context: ClaimContext) -> bool:
-    """Whether the novels are needed and not there."""
-    return context.size != 'tiny' and books(context) is None

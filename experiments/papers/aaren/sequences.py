@@ -16,7 +16,7 @@ from experiments.papers.aaren.settings import (
     Size,
     settings,
 )
-from experiments.papers.contract import ClaimContext, Line
+from experiments.papers.contract import ClaimContext, Line, needs
 from experiments.papers.small_models import Setting, Variables, compare, mean, score, score_rows, values
 from jattn.contract import Context
 from jattn.data import Corpus
@@ -32,7 +32,7 @@ CLAIMS = {
     CONTROL: ('score', 'score of flights, Aaren minus the Transformer', dict(above=-0.05)),
     RECALL: ('accuracy', 'accuracy of Aaren minus the Transformer', dict(below=-0.3)),
 }
-FOLDERS = {FORECASTS: 'ett', CLASSES: 'ucr_uea'}
+DATA = {FORECASTS: 'ett', CLASSES: 'ucr'}
 Found = Mapping[tuple[str, str], Sequence[dict[str, float] | None]]
 
 
@@ -47,7 +47,7 @@ def measure(context: ClaimContext, size: Size) -> Found:
             found['score'] = flight_score(setting, variables, size.flights, context.key(901))
         return found
 
-    trained = settings(size, context.data_dir)
+    trained = settings(size, context)
     named = {', '.join(key): setting for key, setting in trained.items()}
     return dict(zip(trained, compare(named, size.seeds, metrics, context.say, context.key(100)).values()))
 
@@ -79,7 +79,7 @@ def lines(found: Found, context: ClaimContext, size: Size) -> list[Line]:
         if (where, AAREN) not in found:
             ((side, bound),) = rule.items()
             expected = f'{">" if side == "above" else "<"} {bound:g}'
-            out.append(Line.missing(PAPER, claim, expected, f'needs --data_dir with {FOLDERS[where]}'))
+            out.append(Line.missing(PAPER, claim, expected, needs(DATA[where])))
             continue
         mine, other = (mean(found[where, name], metric) for name in (AAREN, SOFTMAX))
         note = ', '.join(f'{name} {values(found[where, name], metric)}' for name in (AAREN, SOFTMAX))
@@ -90,7 +90,7 @@ def lines(found: Found, context: ClaimContext, size: Size) -> list[Line]:
 
 def beside(where: str, context: ClaimContext, size: Size) -> str:
     """What else a reader should know of a setting's score."""
-    data = size.data(context.data_dir)[where]
+    data = size.data(context)[where]
     if where == FORECASTS:
         return f'repeating the last value {data.facts()["last_value_mse"]:.3f}'
     if where == CLASSES:

@@ -1,8 +1,8 @@
 """The sizes of paper 48's rerun, and what is trained in each of its settings."""
 
 import dataclasses
-import pathlib
 
+from experiments.papers.contract import ClaimContext
 from experiments.papers.small_models import Data, Setting
 from jattn.contract import MixerConfig
 from jattn.data import SeriesConfig, UCRConfig
@@ -24,7 +24,6 @@ class Size:
         width, heads, layers: of every model; the feed-forward layers are the library's.
         seeds: of every training.
         steps, batch: by setting.
-        on_disk: whether forecasts and classification read a data folder; else their rows are synthetic.
         classes: the set of the UCR and UEA archives.
         events, control, recall: the testbeds.
         flights: of every policy.
@@ -38,7 +37,6 @@ class Size:
     seeds: int
     steps: dict[str, int]
     batch: int
-    on_disk: bool
     classes: str
     events: Events
     control: Control
@@ -47,18 +45,14 @@ class Size:
     cost_lengths: tuple[int, ...]
     longest_stream: int
 
-    def data(self, data_dir: pathlib.Path | None) -> dict[str, Data]:
-        """The data of every setting; None: without those that need a data folder."""
-        rows: dict[str, Data] = {EVENTS: self.events, CONTROL: self.control, RECALL: self.recall}
-        if not self.on_disk:
-            return {FORECASTS: SeriesConfig(horizon=24), CLASSES: UCRConfig(name=self.classes), **rows}
-        if data_dir is None:
-            return rows
-        return {
-            FORECASTS: SeriesConfig(path=str(data_dir / 'ett' / 'ETTh1.csv.gz'), horizon=24),
-            CLASSES: UCRConfig(path=str(data_dir / 'ucr_uea'), name=self.classes),
-            **rows,
-        }
+    def data(self, context: ClaimContext) -> dict[str, Data]:
+        """The data of every setting, without those whose data set is not there."""
+        found: dict[str, Data] = {}
+        if not context.lacks('ett'):
+            found[FORECASTS] = SeriesConfig(path=context.data('ett'), horizon=24)
+        if not context.lacks('ucr'):
+            found[CLASSES] = UCRConfig(path=context.data('ucr'), name=self.classes)
+        return found | {EVENTS: self.events, CONTROL: self.control, RECALL: self.recall}
 
 
 _SMALL = Size(
@@ -68,7 +62,6 @@ _SMALL = Size(
     seeds=2,
     steps={FORECASTS: 200, CLASSES: 200, EVENTS: 300, CONTROL: 300, RECALL: 400},
     batch=32,
-    on_disk=True,
     classes='JapaneseVowels',
     events=Events(events=32),
     control=Control(tokens=32),
@@ -85,7 +78,6 @@ _TINY = dataclasses.replace(
     seeds=1,
     steps=dict.fromkeys(_SMALL.steps, 5),
     batch=8,
-    on_disk=False,
     classes='ItalyPowerDemand',
     events=Events().tiny(),
     control=Control().tiny(),
@@ -115,7 +107,7 @@ def mixers(size: Size) -> dict[str, MixerConfig]:
     return {AAREN: AarenConfig(heads=size.heads), SOFTMAX: SoftmaxConfig(heads=size.heads, rotary_base=None)}
 
 
-def settings(size: Size, data_dir: pathlib.Path | None) -> dict[tuple[str, str], Setting]:
+def settings(size: Size, context: ClaimContext) -> dict[tuple[str, str], Setting]:
     """(setting, model) -> its training."""
     return {
         (where, name): Setting(
@@ -125,7 +117,7 @@ def settings(size: Size, data_dir: pathlib.Path | None) -> dict[tuple[str, str],
             batch=size.batch,
             optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=min(size.steps[where] // 10, 500)),
         )
-        for where, data in size.data(data_dir).items()
+        for where, data in size.data(context).items()
         for name, mixer in mixers(size).items()
     }
 

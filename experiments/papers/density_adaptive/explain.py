@@ -18,7 +18,7 @@ from jattn.typing import Array
 
 def explain(context: ClaimContext, size: Size) -> list[dict[str, np.ndarray]]:
     """Of every seed: the mean weight of each bin, and how much the loss grows when the bin is at its mean."""
-    setting = size.setting(size.noisy(context.data_dir), 'density')
+    setting = size.setting(size.noisy(context.data('fsdd')), 'density')
     found = []
     for seed in range(size.seeds):
         variables, trace = train(setting, jax.random.fold_in(context.key(300), seed))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from typing import ClassVar
 
 import jax
@@ -32,7 +31,6 @@ class Size:
         bins: the synthetic task.
         bins_steps: of a training on it.
         draws: of the simulation of the published clamp.
-        on_disk: whether the recordings are real; else they are synthetic.
     """
 
     seeds: int
@@ -44,16 +42,14 @@ class Size:
     bins: 'Bins'
     bins_steps: int
     draws: int
-    on_disk: bool = True
 
-    def speech(self, data_dir: pathlib.Path | None, target: str) -> FSDDConfig:
-        """Few recordings."""
-        path = str(data_dir / 'fsdd' / 'fsdd_1500.npz') if self.on_disk else None
+    def speech(self, path: str | None, target: str) -> FSDDConfig:
+        """Few recordings of a file; None: synthetic ones."""
         return FSDDConfig(path=path, target=target, recordings=self.recordings)
 
-    def noisy(self, data_dir: pathlib.Path | None) -> 'NoisyFSDDConfig':
+    def noisy(self, path: str | None) -> 'NoisyFSDDConfig':
         """All recordings, with noise in some bins."""
-        return NoisyFSDDConfig(path=self.speech(data_dir, 'digit').path)
+        return NoisyFSDDConfig(path=path)
 
     def setting(self, data: FSDDConfig | Task, gate: str) -> Setting:
         """The training of the classifier behind a gate."""
@@ -160,7 +156,6 @@ _TINY = dataclasses.replace(
     bins=Bins(frames=12),
     bins_steps=10,
     draws=2000,
-    on_disk=False,
 )
 _PAPER = dataclasses.replace(
     _SMALL, seeds=5, model=CNNLSTMConfig(width=128, channels=128, gaussians=24), recordings=20, steps=5000

@@ -1,7 +1,6 @@
 """The sizes of paper 50's rerun, its images, and the probes that it compares."""
 
 import dataclasses
-import pathlib
 
 import numpy as np
 
@@ -37,7 +36,6 @@ class Size:
         queries: of efficient probing; the one that is compared is `main`.
         main: of them.
         rows, tokens, timed_width, timed_queries, timed_heads: at which the heads are timed.
-        on_disk: whether the images are MNIST; else they are synthetic.
     """
 
     width: int
@@ -65,11 +63,6 @@ class Size:
     timed_width: int
     timed_queries: int
     timed_heads: int
-    on_disk: bool = True
-
-    def data(self, data_dir: pathlib.Path | None) -> MNISTConfig:
-        """Handwritten digits."""
-        return MNISTConfig(path=str(data_dir / 'mnist' / 'mnist_30k_10k.npz') if self.on_disk else None)
 
     def probes(self) -> dict[str, PoolerConfig]:
         """Every head, by name; all but the first two see patches alone, or the class token too where it was trained."""
@@ -158,7 +151,6 @@ _TINY = dataclasses.replace(
     timed_width=32,
     timed_queries=8,
     timed_heads=8,
-    on_disk=False,
 )
 _PAPER = dataclasses.replace(
     _SMALL,

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.papers.contract import ClaimContext
 from experiments.papers.fit_trunk.settings import Size, decoders
-from experiments.papers.novels import Rows, books
+from experiments.papers.novels import Rows
 from experiments.papers.small_models import Setting, Variables, compare, score_rows
 from jattn.data import Corpus, TextConfig
 from jattn.nn.losses import Mean, cross_entropy
@@ -101,8 +101,7 @@ class PlantedNames(Corpus):
 
 def settings(context: ClaimContext, size: Size) -> dict[str, Setting]:
     """The decoders, each trained on short rows first."""
-    folder = books(context)
-    text = TextConfig(path=None if folder is None else str(folder), tokens=size.tokens)
+    text = TextConfig(path=context.data('books'), tokens=size.tokens)
     found = {}
     for name, model in decoders(size).items():
         stage = None

@@ -25,7 +25,6 @@ class Size:
         lengths: at which time and memory are measured.
         longest: of the Transformer layer.
         fits_from: the slopes are fitted from this length on.
-        on_disk: whether the sentences are those of SST-2; else they are synthetic.
         without: models that are left out.
     """
 
@@ -41,7 +40,6 @@ class Size:
     lengths: tuple[int, ...]
     longest: int
     fits_from: int
-    on_disk: bool = True
     without: tuple[str, ...] = ()
 
     def models(self) -> dict[str, SentenceConfig]:
@@ -93,7 +91,6 @@ _TINY = dataclasses.replace(
     lengths=(64, 128),
     longest=128,
     fits_from=64,
-    on_disk=False,
     without=('max', 'LAMA, learned context', 'LAMA, learned temperature', 'structured'),
 )
 _PAPER = dataclasses.replace(_SMALL, seeds=5, width=200, heads=20, tokens=64, vocabulary=20_000, steps=3000)

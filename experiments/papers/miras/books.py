@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from experiments.configs import lm_books
-from experiments.papers.contract import ClaimContext, Line
+from experiments.papers.contract import ClaimContext, Line, needs
 from experiments.papers.miras.settings import Size
 from jattn.memories import MEMORIES
 from jattn.training.experiment import Experiment
@@ -33,7 +33,7 @@ def experiment(context: ClaimContext, size: Size) -> Experiment:
     return dataclasses.replace(
         base,
         model=dataclasses.replace(base.model, width=size.book_width, layers=size.book_layers),
-        data=dataclasses.replace(base.data, path=str(context.data_dir / 'books'), tokens=1024),
+        data=dataclasses.replace(base.data, path=context.data('books'), tokens=1024),
         training=dataclasses.replace(base.training, steps=size.book_steps, batch=size.book_batch),
     )
 
@@ -66,9 +66,7 @@ def lines(found: Found) -> list[Line]:
     return out
 
 
-def missing(note: str) -> list[Line]:
+def missing() -> list[Line]:
     """The same lines without data."""
-    return [
-        Line.missing(PAPER, f'novels, bits per byte: {", ".join(worse)} above {", ".join(better)}', '> 0', note)
-        for worse, better in itertools.pairwise(ORDER)
-    ]
+    claims = [f'{", ".join(worse)} above {", ".join(better)}' for worse, better in itertools.pairwise(ORDER)]
+    return [Line.missing(PAPER, f'novels, bits per byte: {claim}', '> 0', needs('books')) for claim in claims]

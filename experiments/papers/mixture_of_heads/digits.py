@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from experiments.papers.contract import ClaimContext, Line
+from experiments.papers.contract import ClaimContext, Line, needs
 from experiments.papers.mixture_of_heads.settings import BALANCE, FOUR, FULL, MOH_50, MOH_75, PAPER, Size, attentions
 from experiments.papers.small_models import Setting, compare, score_rows
 from jattn.data import MNISTConfig
@@ -10,18 +10,12 @@ from jattn.models.vision import VisionConfig
 from jattn.training.experiment import LossWeights
 from jattn.training.optimizer import AdamWConfig
 
-FILE = ('mnist', 'mnist_30k_10k.npz')
 NAMES = (FULL, FOUR, MOH_75, MOH_50)
-
-
-def absent(context: ClaimContext) -> bool:
-    """Whether the digits are needed and not there; size tiny draws its own."""
-    return context.size != 'tiny' and (context.data_dir is None or not context.data_dir.joinpath(*FILE).is_file())
 
 
 def settings(context: ClaimContext, size: Size) -> dict[str, Setting]:
     """The trainings, by name."""
-    data = MNISTConfig(path=None if context.size == 'tiny' else str(context.data_dir.joinpath(*FILE)))
+    data = MNISTConfig(path=context.data('mnist'))
     mixers = attentions(size, causal=False, rotary_base=None)
     return {
         name: Setting(
@@ -55,6 +49,5 @@ def lines(found: Mapping[str, float], size: Size) -> list[Line]:
 
 def missing() -> list[Line]:
     """The same lines without data."""
-    note = f'needs --data_dir with {"/".join(FILE)}'
     claims = {f'{MOH_75} minus {FULL}': '> -0.01', f'{MOH_50} minus {FOUR}': '> 0'}
-    return [Line.missing(PAPER, f'digits: accuracy of {claim}', rule, note) for claim, rule in claims.items()]
+    return [Line.missing(PAPER, f'digits: accuracy of {claim}', rule, needs('mnist')) for claim, rule in claims.items()]

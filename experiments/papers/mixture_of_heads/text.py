@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.papers import novels
-from experiments.papers.contract import ClaimContext, Line
+from experiments.papers.contract import ClaimContext, Line, needs
 from experiments.papers.mixture_of_heads import gates
 from experiments.papers.mixture_of_heads.settings import (
     BALANCE,
@@ -112,4 +112,4 @@ def lines(found: Found, size: Size) -> list[Line]:
 def missing() -> list[Line]:
     """The main lines without data."""
     claims = {f'loss of {MOH_75} minus {FULL}': '< 0.01', f'loss of {FOUR} minus {MOH_50}': '> 0.01'}
-    return [Line.missing(PAPER, f'novels: {claim}', rule, novels.FOLDER) for claim, rule in claims.items()]
+    return [Line.missing(PAPER, f'novels: {claim}', rule, needs('books')) for claim, rule in claims.items()]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.papers import novels
-from experiments.papers.contract import ClaimContext, Line
+from experiments.papers.contract import ClaimContext, Line, needs
 from experiments.papers.routing.settings import LEAKY, LOCAL, PAPER, ROUTING, Size, attentions
 from experiments.papers.small_models import Setting, Variables, compare, first_rows, outputs, score_rows
 from jattn.models.decoder import DecoderConfig
@@ -101,4 +101,4 @@ def lines(found: Found, size: Size) -> list[Line]:
 def missing() -> list[Line]:
     """The same lines without data."""
     claims = {f'{LOCAL} minus {ROUTING}': '> 0.01', 'leak of the published selection': '> 0'}
-    return [Line.missing(PAPER, f'novels: {claim}', rule, novels.FOLDER) for claim, rule in claims.items()]
+    return [Line.missing(PAPER, f'novels: {claim}', rule, needs('books')) for claim, rule in claims.items()]

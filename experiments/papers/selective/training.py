@@ -51,9 +51,7 @@ class Glyphs:
 
 def digits(context: ClaimContext, size: Size, split: str) -> Glyphs:
     """Those of DATA_DIR/mnist, or synthetic patterns; shrunk, so that they have room on the canvas."""
-    file = None if context.data_dir is None else context.data_dir / 'mnist' / 'mnist_30k_10k.npz'
-    found = file is not None and file.is_file()
-    rows = MNISTConfig(path=str(file) if found else None).rows(split)
+    rows = MNISTConfig(path=context.data('mnist')).rows(split)
     chosen = np.flatnonzero(rows.labels < size.video.classes)[:4000]
     shrink = next(factor for factor in (1, 2, 4, 7, 14) if SIDE // factor < size.video.canvas)
     side = SIDE // shrink

@@ -15,22 +15,7 @@ from jattn.training.optimizer import AdamWConfig
 
 PAPER = '33'
 CHUNK = 4  # 96 rows are twelve tokens
-NAMES = ('ETTh1.csv', 'ETTh1.csv.gz')
 Found = Mapping[int, Mapping[str, Sequence[dict[str, float] | None]]]
-
-
-def source(context: ClaimContext) -> str | None:
-    """The file of ETTh1; None without a data folder.
-
-    Raises:
-        FileNotFoundError: there is a data folder, but no ETTh1 in it.
-    """
-    if context.data_dir is None:
-        return None
-    for name in NAMES:
-        if (context.data_dir / 'ett' / name).is_file():
-            return str(context.data_dir / 'ett' / name)
-    raise FileNotFoundError(f'--data_dir: {context.data_dir}/ett holds none of {", ".join(NAMES)}')
 
 
 def measure(context: ClaimContext, size: Size) -> Found:
@@ -39,7 +24,7 @@ def measure(context: ClaimContext, size: Size) -> Found:
     settings = {
         (horizon, name): Setting(
             model=DecoderConfig(width=size.series_width, layers=2, mixer=(mixer,), remat='none'),
-            data=SeriesConfig(path=source(context), horizon=horizon),
+            data=SeriesConfig(path=context.data('ett'), horizon=horizon),
             steps=size.series_steps,
             batch=size.series_batch,
             optimizer=AdamWConfig(peak_lr=2e-3, warmup_steps=50),
@@ -54,7 +39,7 @@ def measure(context: ClaimContext, size: Size) -> Found:
 
 def lines(found: Found, context: ClaimContext) -> list[Line]:
     """The memory's error within 2% of softmax's, or below."""
-    path = source(context)
+    path = context.data('ett')
     series = 'ETTh1' if path else 'synthetic series'
     out = []
     for horizon, runs in found.items():

@@ -22,8 +22,8 @@ def test_what_is_exact_holds(tmp_path):
 
 
 @pytest.mark.parametrize('size', settings.SIZES.values(), ids=settings.SIZES)
-def test_the_models_of_a_setting_differ_in_their_mixer_alone(size):
-    trained = settings.settings(dataclasses.replace(size, on_disk=False), None)
+def test_the_models_of_a_setting_differ_in_their_mixer_alone(size, tmp_path):
+    trained = settings.settings(size, ClaimContext('tiny', tmp_path))
     assert {where for where, _ in trained} == set(sequences.CLAIMS)
     for where in sequences.CLAIMS:
         own, other = (trained[where, name] for name in (settings.AAREN, settings.SOFTMAX))
@@ -33,7 +33,7 @@ def test_the_models_of_a_setting_differ_in_their_mixer_alone(size):
 
 
 def test_without_a_data_folder_its_two_settings_are_missing(tmp_path):
-    found = {(where, name): [{}] for where, name in settings.settings(SMALL, None)}
+    found = {(where, name): [{}] for where, name in settings.settings(SMALL, ClaimContext('small', tmp_path))}
     assert {where for where, _ in found} == {'events', 'control', 'recall'}
     found = {
         (where, name): [{sequences.CLAIMS[where][0]: 1.0 if name == settings.AAREN else 2.0}] for where, name in found
@@ -44,8 +44,8 @@ def test_without_a_data_folder_its_two_settings_are_missing(tmp_path):
     assert ['ett' in lines[0].note, 'ucr_uea' in lines[1].note] == [True, True]
 
 
-def test_a_flight_is_scored_between_doing_nothing_and_the_best_gain():
-    setting = settings.settings(TINY, None)['control', settings.AAREN]
+def test_a_flight_is_scored_between_doing_nothing_and_the_best_gain(tmp_path):
+    setting = settings.settings(TINY, ClaimContext('tiny', tmp_path))['control', settings.AAREN]
     batch = setting.data.sample(jax.random.key(0), 2)
     variables = nn.unbox(jax.jit(setting.module.init)(jax.random.key(1), batch.inputs))
     still = jax.tree.map(jnp.zeros_like, variables)

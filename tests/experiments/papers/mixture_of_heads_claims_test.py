@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.papers import novels
 from experiments.papers.contract import ClaimContext
 from experiments.papers.cost import Cost
 from experiments.papers.mixture_of_heads import conversion, costs, digits, gates, text
@@ -54,10 +53,7 @@ def test_a_conversion_has_the_parameters_of_the_softmax_decoder_and_routes_by_qu
     assert own.head_dim == text.settings(context, SMALL)[FULL].model.mixer[0].head_dim
 
 
-def test_without_data_lines_are_missing_but_at_size_tiny(tmp_path):
-    for size, needed in (('tiny', False), ('small', True), ('paper', True)):
-        context = ClaimContext(size, tmp_path)
-        assert novels.absent(context) == digits.absent(context) == needed
+def test_without_data_lines_are_missing():
     assert all(line.holds is None for line in (*text.missing(), *digits.missing()))
 
 

@@ -100,7 +100,7 @@ def test_the_groups_of_language_models_stand_in_their_order():
     names = [name for group in books.ORDER for name in group]
     lines = books.lines({name: [3 - place / 10, 3.01 - place / 10] for place, name in enumerate(names)})
     assert all(line.holds for line in lines) and 'by up to 0.0100' in lines[0].note
-    assert len(books.missing('no data')) == len(lines)
+    assert len(books.missing()) == len(lines)
 
 
 TASK = AssociativeRecall(vocabulary=8, tokens=8, pairs=1)
