@@ -3,9 +3,10 @@
     python -m experiments.claims --only=41 --out=runs/claims
     python -m experiments.claims --size=tiny --strict
 
-Writes OUT/claims.json, a list of {paper, line, expected, measured, holds, note}, after every paper, and the pictures of
-paper NN into OUT/NN. Ends with 0 when every line was measured, with 1 when one was not, or (--strict) does not hold.
-A paper is a module `experiments/papers/NN_name.py`; see `experiments/papers/contract.py`.
+Writes OUT/claims.json, a list of {paper, line, expected, measured, holds, note}, and OUT/claims.md, the tables that
+PAPERS.md shows, after every paper, and the pictures of paper NN into OUT/NN. Ends with 0 when every line was measured,
+with 1 when one was not, or (--strict) does not hold. A paper is a module `experiments/papers/NN_name.py`; see
+`experiments/papers/contract.py`.
 """
 
 import importlib
@@ -33,6 +34,7 @@ _STRICT = flags.DEFINE_bool('strict', False, 'Ends with 1 when a line does not h
 _SEED = flags.DEFINE_integer('seed', 0, 'Root of all randomness.')
 for _name in ('size', 'out'):
     flags.declare_key_flag(_name)
+_IN_MARKDOWN = {True: 'yes', False: '**no**', None: 'not measured'}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -105,11 +107,38 @@ def run_paper(module: str, context: ClaimContext) -> list[Line]:
 
 
 def write_lines(lines: list[Line], out: pathlib.Path) -> None:
-    """Writes OUT/claims.json, whole or not at all."""
+    """Writes OUT/claims.json and OUT/claims.md, each whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    swap = out / 'claims.tmp'
-    swap.write_text(json.dumps([line.to_json() for line in lines], indent=2, ensure_ascii=False) + '\n')
-    os.replace(swap, out / 'claims.json')
+    as_json = json.dumps([line.to_json() for line in lines], indent=2, ensure_ascii=False) + '\n'
+    for name, text in (('claims.json', as_json), ('claims.md', as_markdown(lines))):
+        swap = out / 'claims.tmp'
+        swap.write_text(text)
+        os.replace(swap, out / name)
+
+
+def as_markdown(lines: list[Line]) -> str:
+    """A table a paper, without the notes.
+
+    >>> print(as_markdown([Line.number('41', 'step size', 0.887, near=(0.879, 0.04))]))
+    41: 1 of 1 lines hold
+    <BLANKLINE>
+    | line | expected | measured | holds |
+    | --- | --- | --- | --- |
+    | step size | 0.879 ± 0.04 | 0.887 | yes |
+    <BLANKLINE>
+    """
+    tables = []
+    for paper in dict.fromkeys(line.paper for line in lines):
+        own = [line for line in lines if line.paper == paper]
+        rows = [('line', 'expected', 'measured', 'holds'), ('---',) * 4]
+        rows += [(line.line, line.expected, _measured(line), _IN_MARKDOWN[line.holds]) for line in own]
+        cells = [' | '.join(cell.replace('|', '\\|') for cell in row) for row in rows]
+        tables.append(f'{paper}: {summary(own)}\n\n' + ''.join(f'| {row} |\n' for row in cells))
+    return '\n'.join(tables)
+
+
+def _measured(line: Line) -> str:
+    return show(line.measured) if isinstance(line.measured, float) else line.measured or ''
 
 
 def make_table(title: str, lines: list[Line]) -> rich.table.Table:
@@ -120,8 +149,8 @@ def make_table(title: str, lines: list[Line]) -> rich.table.Table:
         table.add_column(name, justify='right', no_wrap=True)
     words = {True: '[green]yes', False: '[bold red]no', None: '[bold red]not measured'}
     for line in lines:
-        measured = show(line.measured) if isinstance(line.measured, float) else line.measured or ''
-        claim, note, expected, measured = map(rich.markup.escape, (line.line, line.note, line.expected, measured))
+        cells = (line.line, line.note, line.expected, _measured(line))
+        claim, note, expected, measured = map(rich.markup.escape, cells)
         table.add_row(f'{claim}\n[dim]{note}' if note else claim, expected, measured, words[line.holds])
     return table
 

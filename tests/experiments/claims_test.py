@@ -45,6 +45,8 @@ def test_the_exit_code_says_whether_every_line_was_measured_or_holds(
     assert [line['line'] for line in written] == [line.line for line in lines]
     for line in written:
         assert list(line) == ['paper', 'line', 'expected', 'measured', 'holds', 'note']
+    table = (tmp_path / 'claims.md').read_text().splitlines()
+    assert [row.split(' | ')[0] for row in table if row.startswith('| ')][2:] == [f'| {line.line}' for line in lines]
     printed = capsys.readouterr().out
     assert all(line.note in printed for line in lines)
     assert f'1 of {len(lines)} lines hold' in printed
@@ -101,6 +103,15 @@ def test_papers_are_found_by_listing_the_folder():
     assert claims.names()['41'] == '41_icl_linear_regression'
     for module in claims.names().values():
         assert callable(importlib.import_module(f'experiments.papers.{module}').run)
+
+
+def test_data_sets_are_found_below_the_data_folder_but_for_size_tiny(tmp_path):
+    (tmp_path / 'sst2').mkdir()
+    without, small = ClaimContext('small', tmp_path), ClaimContext('small', tmp_path, tmp_path)
+    tiny = ClaimContext('tiny', tmp_path, tmp_path)
+    assert small.data('sst2') == str(tmp_path / 'sst2') and not small.lacks('sst2')
+    assert small.data('books') is None and small.lacks('books') and without.lacks('sst2')
+    assert tiny.data('sst2') is None and not tiny.lacks('sst2')
 
 
 def test_keys_of_a_rerun_depend_on_its_seed(tmp_path):
