@@ -61,7 +61,12 @@ TOLERANCE = 5e-4  # memories that learn amplify rounding (Moneta most); tests/me
 
 
 def over(names):
-    return pytest.mark.parametrize('name', [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names])
+    """One parameter an entry; the variants run in make test-all."""
+
+    def marks(name):
+        return [pytest.mark.xdist_group(name), *([pytest.mark.slow] if name in VARIANTS else [])]
+
+    return pytest.mark.parametrize('name', [pytest.param(name, marks=marks(name)) for name in names])
 
 
 entries, causal_entries = over(ENTRIES), over(CAUSAL)

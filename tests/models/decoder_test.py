@@ -67,7 +67,12 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize('name', OPTIONS)
+OF_EVERY_TOKEN_ALONE = {'tied', 'no_feed_forward', 'no_remat'}  # a cut cannot matter: these run in make test-all
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[pytest.mark.slow] * (name in OF_EVERY_TOKEN_ALONE)) for name in OPTIONS]
+)
 def test_any_split_into_calls_gives_the_same_outputs(name):
     cfg = make(**OPTIONS[name])
     params, inputs = params_of(cfg), example(cfg)

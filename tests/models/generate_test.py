@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jattn.memories import MEMORIES
 from jattn.mixers import MIXERS, SoftmaxConfig
 from jattn.models import DecoderConfig, Sampling, generate, generate_text
 
@@ -13,6 +14,12 @@ PATTERNS = {name: (mixer.tiny(),) for name, mixer in MIXERS.items() if mixer.tin
     'hybrid': (MIXERS['rg_lru'].tiny(), MIXERS['linear_attention'].tiny(), SoftmaxConfig(window=4, sinks=1).tiny())
 }
 LENGTHS, NEW = (7, 3, 5), 6
+QUICK = ('gated_deltanet', 'titans_lmm', 'mesa', 'titans_mac')  # of the memories; the others run in make test-all
+MEMORY_LIKE = {*MEMORIES, 'titans_mac', 'titans_mag', 'titans_mal'}
+ENTRIES = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in MEMORY_LIKE and name not in QUICK else [])
+    for name in PATTERNS
+]
 
 
 def build(pattern, **changes):
@@ -26,7 +33,7 @@ def prompts():
     return jax.random.randint(jax.random.key(1), (3, 7), 0, 32), jnp.array(LENGTHS)
 
 
-@pytest.mark.parametrize('name', PATTERNS)
+@pytest.mark.parametrize('name', ENTRIES)
 def test_greedy_generation_is_argmax_of_the_whole_forward(name):
     model, params, slow = build(PATTERNS[name], max_positions=16 if name == 'softmax' else None)
     tokens, lengths = prompts()

@@ -56,7 +56,7 @@ def losses(data, layout, optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=2), **
 
 
 @pytest.mark.parametrize('layout', [name for name in LAYOUTS if name != 'one'])
-@pytest.mark.parametrize('source', ['text', 'testbed'])
+@pytest.mark.parametrize('source', ['text', pytest.param('testbed', marks=pytest.mark.slow)])
 def test_losses_do_not_depend_on_the_layout(text, source, layout):
     data = text if source == 'text' else ICLLinear(dim=2, context=8)
     expected, _, _ = losses(data, 'one')
