@@ -1,6 +1,6 @@
 """Paper 52, "It's All Connected" (Miras): memories by four choices, losses that bend, retentions other than decay.
 
-    python -m experiments.claims --only=52 --out=runs/claims                        eight minutes on two cores
+    python -m experiments.claims --only=52 --out=runs/claims                        nine minutes on two cores
     python -m experiments.claims --only=52 --size=tiny                              one minute: that everything runs
     python -m experiments.claims --only=52 --size=paper --data_dir=DIR              language models on DIR/books, a GPU
 
