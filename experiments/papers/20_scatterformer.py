@@ -1,6 +1,6 @@
 """Paper 20, "ScatterFormer": linear attention inside windows of any size that share one flat row of voxels.
 
-    python -m experiments.claims --only=20 --out=runs/claims                         2 minutes on two cores
+    python -m experiments.claims --only=20 --out=runs/claims                         a minute on two cores
     python -m experiments.claims --only=20 --size=tiny                               a minute: that everything runs
 
 Claims: the flat form costs what its tokens cost, whatever the windows are, where rows padded to a largest window 20

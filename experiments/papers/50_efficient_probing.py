@@ -1,6 +1,6 @@
 """Paper 50, "Attention, Please!": efficient probing, attention without key, query and output maps on frozen features.
 
-    python -m experiments.claims --only=50 --data_dir=DIR --out=runs/claims          minutes, with DIR/mnist
+    python -m experiments.claims --only=50 --data_dir=DIR --out=runs/claims          6 minutes, with DIR/mnist
     python -m experiments.claims --only=50 --out=runs/claims                         the costs alone
     python -m experiments.claims --only=50 --size=tiny                               a minute: that everything runs
 

@@ -1,6 +1,6 @@
 """Paper 55, "Routing Transformers": tokens attend within clusters of their content, beside local heads.
 
-    python -m experiments.claims --only=55 --data_dir=DIR --out=runs/claims          with the novels of DIR/books
+    python -m experiments.claims --only=55 --data_dir=DIR --out=runs/claims          4 minutes, with DIR/books
     python -m experiments.claims --only=55                                           without the lines on text
     python -m experiments.claims --only=55 --size=tiny                               a minute: that everything runs
 

@@ -1,6 +1,6 @@
 """Paper 58, "Understanding the differences in Foundation Models": attention, state spaces, RNNs in one common form.
 
-    python -m experiments.claims --only=58 --out=runs/claims                        minutes on two cores
+    python -m experiments.claims --only=58 --out=runs/claims                        3 minutes on two cores
     python -m experiments.claims --only=58 --size=tiny                              half a minute: that everything runs
     python -m experiments.claims --only=58 --size=paper                             the authors' sweep, a GPU
 

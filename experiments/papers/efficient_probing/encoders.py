@@ -1,5 +1,6 @@
 """Two encoders of one size: a masked autoencoder (He et al. 2021), and one trained on the classes by its class token.
 
+    x            patches of pixels whose mean is 0 and deviation 1
     masked       encode a quarter of the patches, decode all of them, (x - decoded)^2 over those that were hidden
     supervised   encode all, cross-entropy of a linear map of the class token
 
@@ -25,6 +26,8 @@ from jattn.models.encoder import EncoderConfig
 from jattn.nn.losses import cross_entropy
 from jattn.poolers import FirstConfig
 from jattn.typing import Array, Float, Int32, Key, PyTree
+
+MEAN, DEVIATION = 0.1307, 0.3081  # of MNIST's pixels. As bytes over 255 they leave the autoencoder at the mean image
 
 
 def config(size: Size, patches: int, width: int, layers: int, **changes: object) -> EncoderConfig:
@@ -74,7 +77,7 @@ def train_masked(context: ClaimContext, size: Size, images: Images) -> tuple[PyT
 
     example = jnp.zeros((1, count, pixels)), jnp.arange(visible)[None]
     params, trace = _fit(size, model, example, loss, size.masked_steps, context.key(100))
-    spread = float(np.mean(np.var(images.patches, axis=0)))
+    spread = float(np.mean(np.var(images.patches, axis=0))) / DEVIATION**2
     context.say(f'masked autoencoder: squared error {trace["loss"][-1]:.4f}; of the mean image {spread:.4f}')
     return params['encoder'], float(trace['loss'][-1] / spread)
 
@@ -102,7 +105,7 @@ def features(size: Size, params: PyTree, images: Images, rows: int = 500) -> Flo
     model = cfg.for_data('linear', images.patches.shape[2], size.width).make()
     run = jax.jit(lambda params, patches: model.apply({'params': params}, _with_class_token(patches))[0])
     pieces = [images.patches[at : at + rows] for at in range(0, len(images.patches), rows)]
-    return np.concatenate([np.asarray(run(params, piece)) for piece in pieces])
+    return np.concatenate([np.asarray(run(params, _standard(piece))) for piece in pieces])
 
 
 def _fit(
@@ -110,7 +113,9 @@ def _fit(
 ) -> tuple[PyTree, dict[str, np.ndarray]]:
     params = nn.unbox(jax.jit(model.init)(jax.random.fold_in(key, 1), *example)['params'])
     schedule = optax.warmup_cosine_decay_schedule(0, size.peak_lr, steps // 10, steps, size.peak_lr / 10)
-    return fit(params, loss, optax.adamw(schedule, weight_decay=0.05), steps, key, steps_per_call=min(steps, 50))
+    return fit(
+        params, loss, optax.adamw(schedule, b2=0.95, weight_decay=0.05), steps, key, steps_per_call=min(steps, 50)
+    )
 
 
 def _on_device(images: Images) -> tuple[Array, Array]:
@@ -120,7 +125,11 @@ def _on_device(images: Images) -> tuple[Array, Array]:
 
 def _pick(data: tuple[Array, Array], key: Key, batch: int) -> tuple[Float[Array, 'B T P'], Int32[Array, 'B']]:
     chosen = jax.random.randint(key, (batch,), 0, len(data[1]))
-    return data[0][chosen].astype(jnp.float32) / 255, data[1][chosen]
+    return _standard(data[0][chosen].astype(jnp.float32) / 255), data[1][chosen]
+
+
+def _standard(patches: Float[Array, 'B T P']) -> Float[Array, 'B T P']:
+    return (patches - MEAN) / DEVIATION
 
 
 _with_class_token = functools.partial(jnp.pad, pad_width=((0, 0), (1, 0), (0, 0)))

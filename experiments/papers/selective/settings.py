@@ -60,7 +60,7 @@ class Size:
 
 
 _SMALL = Size(
-    video=MovingDigits(classes=4, noise=0.25),
+    video=MovingDigits(canvas=8, patch=8, classes=3, noise=0.15),
     width=32,
     layers=2,
     state=16,
@@ -68,9 +68,9 @@ _SMALL = Size(
     clips=4096,
     few=512,
     scored=1024,
-    steps=500,
+    steps=2000,
     batch=32,
-    pretrain_steps=300,
+    pretrain_steps=1000,
     clip_frames=16,
     strides=(4, 1),
     embedding=32,
@@ -78,7 +78,7 @@ _SMALL = Size(
     seeds=1,
     follows=0.01,
     ratio_weight=2.0,
-    memory_frames=1024,
+    memory_frames=4096,
     shares=(1.0, 0.7, 0.4),
 )
 _TINY = dataclasses.replace(
@@ -109,17 +109,23 @@ _PAPER = dataclasses.replace(
 SIZES = {'tiny': _TINY, 'small': _SMALL, 'paper': _PAPER}
 
 
-def classifier(size: Size, selection: str, outputs: int, evaluation: str = 'gather') -> SelectiveS4Config:
+# How evaluation reads the tokens that are kept: multiplied by a mask as in training, or taken out of the sequence,
+# where S4 knows the gaps between them, or takes them for neighbours.
+MASKED, GAPS, PACKED = 'mask', 'gaps', 'packed'
+
+
+def classifier(size: Size, selection: str, outputs: int, evaluation: str = GAPS) -> SelectiveS4Config:
     """A classifier of videos, or with other outputs an encoder for the contrast."""
+    s4 = S4DConfig(state_size=size.state, implementation='fft')  # a scan where gaps are known: they are uneven
     return SelectiveS4Config(
         width=size.width,
         layers=size.layers,
-        s4=S4DConfig(state_size=size.state, implementation='fft'),
+        s4=dataclasses.replace(s4, use_gaps=True, implementation=None) if evaluation == GAPS else s4,
         grid=size.video.grid,
         selection=selection,
         keep=size.keep,
         generator=MaskGeneratorConfig(),
-        evaluation=evaluation,
+        evaluation='mask' if evaluation == MASKED else 'gather',
         max_positions=size.video.tokens,
         read_in='linear',
         input_size=size.video.patch**2,

@@ -15,7 +15,17 @@ from flax import linen as nn
 from flax import struct
 
 from experiments.papers.contract import ClaimContext
-from experiments.papers.selective.settings import MOMENTUM, PLAIN, PRETRAINED, RANDOM, RAW, Size, classifier
+from experiments.papers.selective.settings import (
+    GAPS,
+    MASKED,
+    MOMENTUM,
+    PLAIN,
+    PRETRAINED,
+    RANDOM,
+    RAW,
+    Size,
+    classifier,
+)
 from jattn.contract import Context
 from jattn.data.images import SIDE, MNISTConfig
 from jattn.models.selective_s4 import SelectiveS4Config
@@ -79,7 +89,7 @@ def train(
 ) -> tuple[PyTree, PyTree]:
     """A classifier on `clips` labelled videos: its parameters and their copy."""
     glyphs = digits(context, size, 'train')
-    model = classifier(size, SELECTION[name], size.video.outputs)
+    model = classifier(size, SELECTION[name], size.video.outputs, MASKED)
     state = _start(size, model, size.steps, key, start)
     for _ in range(-(-size.steps // CALL)):
         state, loss = _label_steps(
@@ -123,7 +133,7 @@ def _label_steps(
 def pretrain(context: ClaimContext, size: Size, key: Key) -> PyTree:
     """The parameters after LSMCL, but for the read-out, which was the contrast's."""
     glyphs = digits(context, size, 'train')
-    model = classifier(size, 'none', size.embedding)
+    model = classifier(size, 'none', size.embedding, MASKED)
     state = _start(size, model, size.pretrain_steps, key, None)
     for _ in range(-(-size.pretrain_steps // CALL)):
         state, loss = _contrast_steps(size, model, min(CALL, size.pretrain_steps), glyphs, key, state)
@@ -164,7 +174,7 @@ def _contrast_steps(
 
 
 def score(
-    context: ClaimContext, size: Size, name: str, params: PyTree, copy: PyTree, key: Key, evaluation: str = 'gather'
+    context: ClaimContext, size: Size, name: str, params: PyTree, copy: PyTree, key: Key, evaluation: str = GAPS
 ) -> dict[str, float]:
     """Accuracy over held-out videos of other digits; and of the kept tokens the share on events, over the base rate."""
     glyphs = digits(context, size, 'test')
