@@ -1,6 +1,6 @@
 """Paper 30, "FIT: Far-reaching Interleaved Transformers": groups of tokens, and latents that link the groups.
 
-    python -m experiments.claims --only=30 --data_dir=DIR --out=runs/claims          with the novels of DIR/books
+    python -m experiments.claims --only=30 --data_dir=DIR --out=runs/claims          6 minutes, with DIR/books
     python -m experiments.claims --only=30                                           on Python's own sources
     python -m experiments.claims --only=30 --size=tiny                               a minute: that everything runs
 

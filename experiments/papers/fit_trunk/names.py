@@ -2,9 +2,9 @@
 
     ... text ... <name=QWERTYUI> ... text ... <name=QWERTYUI> ... text ... <name=QWERTYUI> ...
 
-The telling stands in the first window of `WINDOW` groups; every later window has one question, always at its start, so
-that no two stand in one group. Rows are windows of text; planted bytes replace the text's. Scored are the letters of
-the questions, apart from the rest.
+The first group of the row tells it and every later one asks for it, each at a random place: no group holds two, so that
+local layers never see what was told. Rows are windows of text; planted bytes replace the text's. Scored are the letters
+of the questions, apart from the rest.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from jattn.training.optimizer import AdamWConfig
 from jattn.typing import Array
 
 CUE, LETTERS = b'<name=', 26
-WINDOW = 2  # groups from one question to the next
+MOST_BYTES = 2**22  # of the text that is learned from: with a tenth of them names are learned by heart, not looked up
 CHANCE = 1 / LETTERS
 
 
@@ -54,7 +54,7 @@ class PlantedNames(Corpus):
         del align
         stream = self.text.rows(split).stream
         count = len(stream) // (self.tokens + 1)
-        count = min(count, self.held_out_rows if split == self.held_out else 4096)
+        count = min(count, self.held_out_rows if split == self.held_out else MOST_BYTES // self.tokens)
         rows = stream[: count * (self.tokens + 1)].reshape(count, self.tokens + 1).astype(np.int32)
         rows, asked = self.planted(rows, np.random.default_rng(0 if split == self.held_out else 1))
         everywhere = np.ones((count, self.tokens), np.float32)
@@ -64,12 +64,11 @@ class PlantedNames(Corpus):
     def planted(self, rows: np.ndarray, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Rows with a name told and asked for, and which letters are answers."""
         rows, asked = rows.copy(), np.zeros(rows.shape, np.float32)
-        window, length = WINDOW * self.group, len(CUE) + self.letters + 1
+        length = len(CUE) + self.letters + 1
         for row, answers in zip(rows, asked):
             name = draws.integers(ord('A'), ord('A') + LETTERS, self.letters)
             planted = np.concatenate([np.frombuffer(CUE, np.uint8), name, [ord('>')]])
-            for start in range(0, self.tokens, window):
-                # Within the window's first group: the next question is at least a group away.
+            for start in range(0, self.tokens, self.group):
                 at = start + draws.integers(0, self.group - length + 1)
                 row[at : at + length] = planted
                 if start:
