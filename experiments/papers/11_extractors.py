@@ -1,6 +1,6 @@
 """Paper 11, "Attention Is Not All You Need Anymore": four extractors in place of self-attention in a text generator.
 
-    python -m experiments.claims --only=11 --data_dir=DIR --out=runs/claims         minutes, with DIR/books
+    python -m experiments.claims --only=11 --data_dir=DIR --out=runs/claims         3 minutes, with DIR/books
     python -m experiments.claims --only=11 --out=runs/claims                        without the lines on text
     python -m experiments.claims --only=11 --size=tiny                              half a minute: that everything runs
 
