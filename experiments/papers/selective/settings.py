@@ -14,6 +14,9 @@ PLAIN, RANDOM, MOMENTUM, RAW, PRETRAINED = (
     'generator, raw tokens',
     'generator, after LSMCL',
 )
+# How evaluation reads the tokens that are kept: multiplied by a mask as in training, or taken out of the sequence,
+# where S4 knows the gaps between them, or takes them for neighbours.
+MASKED, GAPS, PACKED = 'mask', 'gaps', 'packed'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +110,6 @@ _PAPER = dataclasses.replace(
     seeds=3,
 )
 SIZES = {'tiny': _TINY, 'small': _SMALL, 'paper': _PAPER}
-
-
-# How evaluation reads the tokens that are kept: multiplied by a mask as in training, or taken out of the sequence,
-# where S4 knows the gaps between them, or takes them for neighbours.
-MASKED, GAPS, PACKED = 'mask', 'gaps', 'packed'
 
 
 def classifier(size: Size, selection: str, outputs: int, evaluation: str = GAPS) -> SelectiveS4Config:
