@@ -34,7 +34,6 @@ _STRICT = flags.DEFINE_bool('strict', False, 'Ends with 1 when a line does not h
 _SEED = flags.DEFINE_integer('seed', 0, 'Root of all randomness.')
 for _name in ('size', 'out'):
     flags.declare_key_flag(_name)
-_IN_MARKDOWN = {True: 'yes', False: '**no**', None: 'not measured'}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -127,11 +126,11 @@ def as_markdown(lines: list[Line]) -> str:
     | step size | 0.879 ± 0.04 | 0.887 | yes |
     <BLANKLINE>
     """
-    tables = []
+    tables, words = [], {True: 'yes', False: '**no**', None: 'not measured'}
     for paper in dict.fromkeys(line.paper for line in lines):
         own = [line for line in lines if line.paper == paper]
         rows = [('line', 'expected', 'measured', 'holds'), ('---',) * 4]
-        rows += [(line.line, line.expected, _measured(line), _IN_MARKDOWN[line.holds]) for line in own]
+        rows += [(line.line, line.expected, _measured(line), words[line.holds]) for line in own]
         cells = [' | '.join(cell.replace('|', '\\|') for cell in row) for row in rows]
         tables.append(f'{paper}: {summary(own)}\n\n' + ''.join(f'| {row} |\n' for row in cells))
     return '\n'.join(tables)

@@ -14,10 +14,10 @@ import jax
 
 from jattn.typing import Key
 
-# Where the data sets that papers read lie below --data_dir.
+# Where the data sets that papers read lie below --data_dir: patterns, the first file or folder that fits is read.
 DATA_SETS = {
     'books': 'books',
-    'ett': 'ett/ETTh1.csv.gz',
+    'ett': 'ett/ETTh1.csv*',
     'fsdd': 'fsdd/fsdd_1500.npz',
     'mnist': 'mnist/mnist_30k_10k.npz',
     'sst2': 'sst2',
@@ -55,15 +55,20 @@ class ClaimContext:
         return jax.random.fold_in(jax.random.key(self.seed), n)
 
     def data(self, name: str) -> str | None:
-        """The file or folder of a data set; None where it is not there, and for size tiny, which reads none."""
+        """The file or folder of a data set; None without a data folder, and for size tiny, which reads none.
+
+        Raises:
+            FileNotFoundError: there is a data folder without it.
+        """
         if self.size == 'tiny' or self.data_dir is None:
             return None
-        path = self.data_dir / DATA_SETS[name]
-        return str(path) if path.exists() else None
+        if self.lacks(name):
+            raise FileNotFoundError(f'--data_dir: {self.data_dir} holds no {DATA_SETS[name]}')
+        return str(min(self.data_dir.glob(DATA_SETS[name])))
 
     def lacks(self, name: str) -> bool:
         """Whether a data set is needed and not there."""
-        return self.size != 'tiny' and self.data(name) is None
+        return self.size != 'tiny' and (self.data_dir is None or not any(self.data_dir.glob(DATA_SETS[name])))
 
     def say(self, text: str) -> None:
         """A line of progress."""

@@ -1,6 +1,7 @@
 """Windows of text for the small language models of several papers: novels, or, at size tiny, what ships with Python."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
@@ -35,8 +36,9 @@ class Rows:
         return jax.tree.map(lambda leaf: leaf[row], self.batch)
 
     def fingerprint(self) -> str:
-        """Nobody resumes in them."""
-        raise NotImplementedError
+        """What a position counts in."""
+        arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(self.batch)]
+        return hashlib.sha256(b''.join(arrays)).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

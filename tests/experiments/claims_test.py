@@ -110,7 +110,10 @@ def test_data_sets_are_found_below_the_data_folder_but_for_size_tiny(tmp_path):
     without, small = ClaimContext('small', tmp_path), ClaimContext('small', tmp_path, tmp_path)
     tiny = ClaimContext('tiny', tmp_path, tmp_path)
     assert small.data('sst2') == str(tmp_path / 'sst2') and not small.lacks('sst2')
-    assert small.data('books') is None and small.lacks('books') and without.lacks('sst2')
+    assert small.lacks('books') and without.data('sst2') is None and without.lacks('sst2')
+    assert ClaimContext('paper', tmp_path).lacks('sst2')
+    with pytest.raises(FileNotFoundError, match='holds no books'):
+        small.data('books')
     assert tiny.data('sst2') is None and not tiny.lacks('sst2')
 
 

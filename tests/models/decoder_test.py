@@ -13,6 +13,7 @@ from jattn.contract import Context
 from jattn.flops import count_flops
 from jattn.mixers import MIXERS, SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
+from tests.marks import slow_where
 
 HYBRID = tuple(MIXERS[name].tiny() for name in ('softmax', 'rwkv7', 'rg_lru'))
 
@@ -67,12 +68,10 @@ OPTIONS = {
 }
 
 
-OF_EVERY_TOKEN_ALONE = {'tied', 'no_feed_forward', 'no_remat'}  # a cut cannot matter: these run in make test-all
+OF_EVERY_TOKEN_ALONE = {'tied', 'no_feed_forward', 'no_remat'}  # a cut cannot matter
 
 
-@pytest.mark.parametrize(
-    'name', [pytest.param(name, marks=[pytest.mark.slow] * (name in OF_EVERY_TOKEN_ALONE)) for name in OPTIONS]
-)
+@pytest.mark.parametrize('name', slow_where(OF_EVERY_TOKEN_ALONE.__contains__, OPTIONS))
 def test_any_split_into_calls_gives_the_same_outputs(name):
     cfg = make(**OPTIONS[name])
     params, inputs = params_of(cfg), example(cfg)

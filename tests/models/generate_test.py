@@ -9,17 +9,14 @@ from flax import linen as nn
 from jattn.memories import MEMORIES
 from jattn.mixers import MIXERS, SoftmaxConfig
 from jattn.models import DecoderConfig, Sampling, generate, generate_text
+from tests.marks import slow_where
 
 PATTERNS = {name: (mixer.tiny(),) for name, mixer in MIXERS.items() if mixer.tiny().causal} | {
     'hybrid': (MIXERS['rg_lru'].tiny(), MIXERS['linear_attention'].tiny(), SoftmaxConfig(window=4, sinks=1).tiny())
 }
 LENGTHS, NEW = (7, 3, 5), 6
-QUICK = ('gated_deltanet', 'titans_lmm', 'mesa', 'titans_mac')  # of the memories; the others run in make test-all
-MEMORY_LIKE = {*MEMORIES, 'titans_mac', 'titans_mag', 'titans_mal'}
-ENTRIES = [
-    pytest.param(name, marks=[pytest.mark.slow] if name in MEMORY_LIKE and name not in QUICK else [])
-    for name in PATTERNS
-]
+QUICK = {'gated_deltanet', 'titans_lmm', 'mesa', 'titans_mac'}
+SLOW = {*MEMORIES, 'titans_mac', 'titans_mag', 'titans_mal'} - QUICK
 
 
 def build(pattern, **changes):
@@ -33,7 +30,7 @@ def prompts():
     return jax.random.randint(jax.random.key(1), (3, 7), 0, 32), jnp.array(LENGTHS)
 
 
-@pytest.mark.parametrize('name', ENTRIES)
+@pytest.mark.parametrize('name', slow_where(SLOW.__contains__, PATTERNS))
 def test_greedy_generation_is_argmax_of_the_whole_forward(name):
     model, params, slow = build(PATTERNS[name], max_positions=16 if name == 'softmax' else None)
     tokens, lengths = prompts()

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jattn.mixers import MIXERS
 from jattn.models.decoder import DecoderConfig
 from jattn.training.optimizer import OPTIMIZERS, AdamWConfig, MuonConfig, matrix_axes
+from tests.marks import slow_where
 
 
 def names_of(boxed):
@@ -48,9 +49,7 @@ def test_matrices_are_told_by_their_names(names, axes):
 
 
 # Muon tells the axes of a matrix from those of layers; AdamW treats every number alike.
-@pytest.mark.parametrize(
-    'name', [pytest.param(name, marks=[pytest.mark.slow] * (name != 'muon')) for name in OPTIMIZERS]
-)
+@pytest.mark.parametrize('name', slow_where(lambda name: name != 'muon', OPTIMIZERS))
 def test_a_scanned_and_an_unrolled_tree_get_equal_updates(name):
     config = dataclasses.replace(OPTIMIZERS[name], warmup_steps=0, clip_norm=None)
     scanned, flat = decoder(True), decoder(False)

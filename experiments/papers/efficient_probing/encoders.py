@@ -27,7 +27,7 @@ from jattn.nn.losses import cross_entropy
 from jattn.poolers import FirstConfig
 from jattn.typing import Array, Float, Int32, Key, PyTree
 
-MEAN, DEVIATION = 0.1307, 0.3081  # of MNIST's pixels. As bytes over 255 they leave the autoencoder at the mean image
+PIXEL_MEAN, PIXEL_DEVIATION = 0.1307, 0.3081  # of MNIST; without them the autoencoder stays at the mean image
 
 
 def config(size: Size, patches: int, width: int, layers: int, **changes: object) -> EncoderConfig:
@@ -77,7 +77,7 @@ def train_masked(context: ClaimContext, size: Size, images: Images) -> tuple[PyT
 
     example = jnp.zeros((1, count, pixels)), jnp.arange(visible)[None]
     params, trace = _fit(size, model, example, loss, size.masked_steps, context.key(100))
-    spread = float(np.mean(np.var(images.patches, axis=0))) / DEVIATION**2
+    spread = float(np.mean(np.var(_standard(images.patches), axis=0)))
     context.say(f'masked autoencoder: squared error {trace["loss"][-1]:.4f}; of the mean image {spread:.4f}')
     return params['encoder'], float(trace['loss'][-1] / spread)
 
@@ -129,7 +129,7 @@ def _pick(data: tuple[Array, Array], key: Key, batch: int) -> tuple[Float[Array,
 
 
 def _standard(patches: Float[Array, 'B T P']) -> Float[Array, 'B T P']:
-    return (patches - MEAN) / DEVIATION
+    return (patches - PIXEL_MEAN) / PIXEL_DEVIATION
 
 
 _with_class_token = functools.partial(jnp.pad, pad_width=((0, 0), (1, 0), (0, 0)))

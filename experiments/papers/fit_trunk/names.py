@@ -24,7 +24,7 @@ from jattn.training.optimizer import AdamWConfig
 from jattn.typing import Array
 
 CUE, LETTERS = b'<name=', 26
-MOST_BYTES = 2**22  # of the text that is learned from: with a tenth of them names are learned by heart, not looked up
+MOST_BYTES = 2**22  # of the text that is learned from: with an eighth of them names are learned by heart, not looked up
 CHANCE = 1 / LETTERS
 
 

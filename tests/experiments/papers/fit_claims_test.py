@@ -3,7 +3,9 @@
 import numpy as np
 
 from experiments.papers.fit_trunk.names import CUE, PlantedNames
+from experiments.papers.novels import Rows
 from jattn.data import TextConfig
+from jattn.testbeds import Batch
 
 
 def test_every_group_but_the_first_asks_for_the_name_that_it_told():
@@ -17,3 +19,8 @@ def test_every_group_but_the_first_asks_for_the_name_that_it_told():
     assert np.all(names == names[:, :1])
     np.testing.assert_array_equal(asked[:, :-1].reshape(5, 4, group), capitals * (np.arange(4) > 0)[:, None])
     assert len({tuple(name) for name in names[:, 0]}) == 5
+
+
+def test_rows_are_told_apart_by_their_bytes():
+    first, other = (Batch(row, row, np.ones((1, 4), np.float32)) for row in (np.zeros((1, 4)), np.ones((1, 4))))
+    assert Rows(first, 4).fingerprint() == Rows(first, 4).fingerprint() != Rows(other, 4).fingerprint()

@@ -33,6 +33,9 @@ def test_rivals_have_heads_of_one_size_and_as_many_as_their_names_say(size, tmp_
     assert (used[FULL], used[SIX], used[FOUR]) == (8, 6, 4)
     active = {name: attentions(size)[name].shared + attentions(size)[name].active for name in (MOH_75, MOH_50)}
     assert active == {MOH_75: 6, MOH_50: 4}
+    (tmp_path / 'books').mkdir()
+    (tmp_path / 'mnist').mkdir()
+    (tmp_path / 'mnist' / 'mnist_30k_10k.npz').touch()
     context = ClaimContext('paper', tmp_path, tmp_path)
     for settings in (text.settings, digits.settings, conversion.stages):
         for setting in settings(context, size).values():

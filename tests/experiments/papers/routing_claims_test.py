@@ -21,6 +21,7 @@ SMALL = SIZES['small']
 
 @pytest.mark.parametrize('size', SIZES.values(), ids=SIZES)
 def test_settings_are_made_and_pairs_stand_outside_of_the_window(size, tmp_path):
+    (tmp_path / 'books').mkdir()
     context = ClaimContext('paper', tmp_path, tmp_path)
     for setting in (*text.settings(context, size).values(), *recall.settings(size).values()):
         assert setting.module is not None and setting.steps % setting.steps_per_call == 0
