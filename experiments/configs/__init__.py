@@ -18,6 +18,7 @@ from jattn.models.trunk import TrunkConfig
 from jattn.poolers import POOLERS
 from jattn.poolers.pooler import PoolerConfig
 from jattn.testbeds import TESTBEDS
+from jattn.testbeds.curriculum import CURRICULA, Curriculum
 from jattn.testbeds.task import Task
 from jattn.training.experiment import Experiment
 from jattn.training.optimizer import OPTIMIZERS, OptimizerConfig
@@ -33,6 +34,7 @@ TABLES = {
     Learner: LEARNERS,
     Gate: GATES,
     Task: TESTBEDS,
+    Curriculum: CURRICULA,
     Corpus: CORPORA,
     OptimizerConfig: OPTIMIZERS,
 }

@@ -71,10 +71,10 @@ class Setting:
         read_in = 'tokens' if self.data.kind == 'discrete' else 'linear'
         return self.model.for_data(read_in, self.data.input_size, self.data.output_size).make()
 
-    def draw(self, rows: Batch | None, key: Key, batch: int) -> Batch:
-        """Rows to train on: new ones of a testbed, or some of a corpus' `rows`."""
+    def draw(self, rows: Batch | None, key: Key, batch: int, step: Array | int = 0) -> Batch:
+        """Rows to train on at a step: new ones of a testbed, or some of a corpus' `rows`."""
         if isinstance(self.data, Task):
-            return self.data.sample(key, batch)
+            return self.data.sample_at(key, batch, step)
         picked = jax.random.randint(key, (batch,), 0, len(rows.targets))
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[picked], rows)
 
@@ -129,7 +129,7 @@ def _many_steps(setting: Setting, rows: Batch | None, key: Key, state: TrainStat
 
     def one_step(state: TrainState, _: None) -> tuple[TrainState, dict]:
         own = jax.random.fold_in(key, state.step)
-        batch = setting.draw(rows, own, setting.batch)
+        batch = setting.draw(rows, own, setting.batch, state.step)
         return train_step(
             setting.module,
             setting.data,

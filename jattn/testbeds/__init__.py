@@ -1,24 +1,36 @@
 """Synthetic tasks with exact answers. `TESTBEDS` is the one table: a new task is one more line here."""
 
 from jattn.testbeds.associative_recall import AssociativeRecall
+from jattn.testbeds.boolean import Boolean
 from jattn.testbeds.control import Control
 from jattn.testbeds.events import Events
+from jattn.testbeds.facts_and_fibs import FactsAndFibs
 from jattn.testbeds.flow_matching import FlowMatching
 from jattn.testbeds.icl_linear import ICLLinear
 from jattn.testbeds.icl_linear_multitask import ICLLinearMultitask
+from jattn.testbeds.induction import Induction
 from jattn.testbeds.landmarked import Landmarked
 from jattn.testbeds.passkey import Passkey
+from jattn.testbeds.regression import Regression
+from jattn.testbeds.selective_copying import SelectiveCopying
+from jattn.testbeds.state_tracking import StateTracking
 from jattn.testbeds.task import Batch, Task
 from jattn.testbeds.voxels import Voxels
 
 TESTBEDS: dict[str, Task] = {
     'associative_recall': AssociativeRecall(),
+    'boolean': Boolean(),
     'control': Control(),
     'events': Events(),
+    'facts_and_fibs': FactsAndFibs(),
     'flow_matching': FlowMatching(),
     'icl_linear': ICLLinear(),
     'icl_linear_multitask': ICLLinearMultitask(),
+    'induction': Induction(),
     'landmarked': Landmarked(),
     'passkey': Passkey(),
+    'regression': Regression(),
+    'selective_copying': SelectiveCopying(),
+    'state_tracking': StateTracking(),
     'voxels': Voxels(),
 }

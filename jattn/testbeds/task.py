@@ -61,6 +61,11 @@ class Task(abc.ABC):
     def sample(self, key: Key, batch: int) -> Batch:
         """Draws `batch` rows; jit-able, the same key gives the same batch under jit, vmap and any sharding."""
 
+    def sample_at(self, key: Key, batch: int, step: Int32[Array, '']) -> Batch:
+        """Draws the rows of a step of training, which may be traced: a curriculum depends on it, most tasks do not."""
+        del step
+        return self.sample(key, batch)
+
     @abc.abstractmethod
     def loss(self, outputs: Array, batch: Batch) -> Mean:
         """The training loss of outputs [B, T, output_size]."""

@@ -27,7 +27,7 @@ class TaskFeed:
         task, training = config.data, config.training
         root = jax.random.key(training.seed)
         self._task, self._training = task, training
-        self.draw = lambda step: task.sample(jax.random.fold_in(root, step), training.batch)
+        self.draw = lambda step: task.sample_at(jax.random.fold_in(root, step), training.batch, step)
         described = json.dumps([config_lib.to_json(task), training.batch, training.seed])
         self._fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
 

@@ -1,0 +1,49 @@
+"""Can a decoder track a state over symbols, and on longer rows than those of its training?
+
+    python -m experiments.run --config=state_tracking --workdir=runs/parity
+    python -m experiments.run --config=state_tracking --set data.language=a5 --set data.tokens=16 --workdir=runs/a5
+    python -m experiments.compare --tasks=parity --mixers=softmax,deltanet --out=runs/compare
+
+A recurrence whose transitions have eigenvalues in [0, 1] cannot count parity on rows of any length; with eigenvalues
+in [-1, 1] one layer can. Guessing gives accuracy 1/2 for parity, 1/60 for A5.
+"""
+
+from jattn.mixers import SoftmaxConfig
+from jattn.models.decoder import DecoderConfig
+from jattn.testbeds import StateTracking
+from jattn.training.experiment import Experiment, TrainingConfig
+from jattn.training.optimizer import AdamWConfig
+
+
+def config(size: str) -> Experiment:
+    """tiny: seconds; small: minutes on two CPU cores; paper: a GPU or a TPU."""
+    small = Experiment(
+        model=DecoderConfig(width=64, layers=2, mixer=(SoftmaxConfig(heads=2),)),
+        data=StateTracking(),
+        training=TrainingConfig(
+            steps=2000,
+            batch=64,
+            optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=100),
+            steps_per_call=50,
+            log_every_steps=100,
+            eval_every_steps=500,
+            checkpoint_every_steps=500,
+        ),
+    )
+    if size == 'tiny':
+        return small.tiny()
+    if size == 'small':
+        return small
+    return Experiment(
+        model=DecoderConfig(width=128, layers=2, mixer=(SoftmaxConfig(heads=4),)),
+        data=StateTracking(tokens=40, scored='last', min_tokens=3),
+        training=TrainingConfig(
+            steps=20_000,
+            batch=256,
+            optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=500),
+            steps_per_call=100,
+            log_every_steps=500,
+            eval_every_steps=2500,
+            checkpoint_every_steps=2500,
+        ),
+    )
