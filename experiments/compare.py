@@ -1,171 +1,214 @@
-"""Mixers against configs: a table each, every mixer on the same held-out rows, and what is known exactly below them.
+"""Mixers against tasks: a table each, the best of several learning rates, and what is known exactly below them.
 
-    python -m experiments.compare --configs=icl_linear --mixers=softmax,linear_attention,rg_lru --out=runs/compare
-    python -m experiments.compare --configs=lm_books --set data.path=DIR/books --mixers=softmax,gla --seeds=3
+    python -m experiments.compare --out=runs/suite --workers=2                       the whole suite; hours, resumes
+    python -m experiments.compare --tasks=mqar,parity --mixers=softmax,deltanet --out=runs/two
+    python -m experiments.compare --tasks=lm_books --set data.path=DIR/books --mixers=softmax,gla --out=runs/books
 
-Each cell is a run in OUT/<config>/<mixer> (further seeds in OUT/<config>/<mixer>_seed<n>), the config with its mixer
-swapped: a comparison that was cut short goes on where it stood. A hybrid is written a+b+c. With several seeds a score
-is `mean ± half the range`, and a line says how far seeds alone move it. Writes OUT/compare.json and OUT/compare.md.
+A task is one of the suite (`experiments/suite.py`) or any config; a mixer is an entry of the table, an entry with
+fields changed, as in softmax[window=16], or a hybrid, as in rg_lru+softmax. A cell is a mixer on a task: every learning
+rate once, then further seeds at the best (`experiments/sweep.py`). It is a file, OUT/cells/<task>/<mixer>.json, and a
+comparison that was cut short goes on with the cells that are not there. All mixers of a task are trained on the same
+batches and scored on the same rows. Scores are `mean ± half the range` over seeds.
+
+Writes OUT/README.md (all tables), OUT/compare.json and pictures; `--report` does only that, from the cells there are.
 """
 
+import concurrent.futures
 import dataclasses
-import io
+import functools
 import json
-import math
+import multiprocessing
+import os
 import pathlib
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import rich.table
 from absl import flags
 
-from experiments import cli, configs
+from experiments import cli, configs, report, suite, sweep
+from jattn import config as config_lib
 from jattn.config import ConfigError, nearest
 from jattn.mixers import MIXERS
 from jattn.testbeds.task import Task
 from jattn.training.experiment import Experiment
-from jattn.training.feed import make_feed
-from jattn.training.loop import train
-from jattn.training.step import abstract_params
-from jattn.training.writers import show
 
-_CONFIGS = flags.DEFINE_list('configs', ['icl_linear'], 'Configs, comma-separated.')
-flags.DEFINE_alias('testbeds', 'configs')
-_MIXERS = flags.DEFINE_list('mixers', list(MIXERS), 'Mixers, comma-separated; a hybrid is a+b+c.')
-_SEEDS = flags.DEFINE_integer('seeds', 1, "Runs of a cell; seeds count up from the config's.", lower_bound=1)
+_TASKS = flags.DEFINE_list('tasks', list(suite.SUITE), 'Of the suite, or configs; comma-separated.')
+flags.DEFINE_alias('configs', 'tasks')
+flags.DEFINE_alias('testbeds', 'tasks')
+_MIXERS = flags.DEFINE_list('mixers', list(suite.MIXERS), 'Comma-separated; NAME, NAME[field=value;...], or a+b+c.')
+_RATES = flags.DEFINE_list('learning_rates', None, "Tried in every cell; default: the suite's, of a config its own.")
+_SEEDS = flags.DEFINE_integer('seeds', 3, "Runs at the best rate; seeds count up from the config's.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer('workers', 1, 'Cells at a time, each in a process of its own.', lower_bound=1)
+_REPORT = flags.DEFINE_bool('report', False, 'Runs nothing: tables and pictures of the cells there are.')
 for _name in ('size', 'set', 'out'):
     flags.declare_key_flag(_name)
 
-# The scores that a table shows, of those that the config's evaluation gives.
-SCORES = ('loss', 'bits_per_byte', 'bits_per_base', 'mse', 'mae', 'accuracy', 'sequence_accuracy')
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What is run: a mixer on a task, or (without a mixer) the exact solvers of a task.
+
+    Attributes:
+        task, mixer: names; the mixer `report.EXACT` is what is known exactly.
+        config: the experiment.
+        rates, seeds: learning rates, and runs at the best.
+        tests: name -> a task that fitted models are scored on too.
+    """
+
+    task: str
+    mixer: str
+    config: Experiment
+    rates: tuple[float, ...]
+    seeds: int
+    tests: dict[str, Task]
+
+    @property
+    def path(self) -> pathlib.PurePath:
+        """Of its file, below OUT."""
+        return pathlib.PurePath('cells', self.task, f'{self.mixer}.json')
+
+    def asks(self) -> dict[str, Any]:
+        """What the cell was asked for, as it stands in its file."""
+        return {
+            'config': config_lib.to_json(self.config),
+            'rates': list(self.rates),
+            'seeds': self.seeds,
+            'tests': config_lib.to_json(tuple(self.tests.values())),
+        }
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs every cell, prints a table a config."""
-    for mixer in _MIXERS.value:
-        for name in mixer.split('+'):
-            if name not in MIXERS:
-                raise ConfigError(f'--mixers: no mixer {name!r}; {nearest(name, MIXERS)}')
-    cells = {
-        (name, mixer): [cell_config(name, mixer, cli.SIZE.value, cli.SET.value, seed) for seed in range(_SEEDS.value)]
-        for name in _CONFIGS.value
-        for mixer in _MIXERS.value
-    }
+    """Runs the cells that are not there yet, writes the report, prints the tables."""
     out = pathlib.Path(cli.OUT.value or 'runs/compare')
-    results, pages = {}, []
-    for name in _CONFIGS.value:
-        rows = []
-        for mixer in _MIXERS.value:
-            row = run_cell(cells[name, mixer], out / name / mixer, mixer)
-            rows.append(row)
-            print(f'{name} {mixer}: loss {_cell(row, "loss")}')
-        noise = noise_line(rows)
-        results[name] = rows + baseline_rows(cells[name, _MIXERS.value[0]][0])
-        cli.show_table(make_table(name, results[name]))
-        print(noise)
-        pages.append(markdown(name, results[name]) + f'\n{noise}\n')
-    (out / 'compare.json').write_text(json.dumps(results, indent=2) + '\n')
-    (out / 'compare.md').write_text('\n'.join(pages))
-    print(f'written: {out / "compare.json"}, {out / "compare.md"}')
+    cells = list(make_cells(_TASKS.value, _MIXERS.value, cli.SIZE.value, cli.SET.value, _RATES.value, _SEEDS.value))
+    missing = [cell for cell in cells if not is_done(cell, out)]
+    if not _REPORT.value:
+        run_cells(missing, out, _WORKERS.value)
+        missing = []
+    found = report.read(out, _TASKS.value, _MIXERS.value)
+    for table in report.make_tables(found):
+        cli.show_table(report.for_terminal(table))
+        print(report.noise_line(table))
+    report.write(out, found, command(), [f'{cell.task} {cell.mixer}' for cell in missing])
+    print(f'written: {out / "README.md"}, {out / "compare.json"}')
     return 0
 
 
-def cell_config(name: str, mixer: str, size: str, assignments: Sequence[str], seed: int = 0) -> Experiment:
-    """The config's experiment with another mixer; `seed` is added to the config's."""
-    if name not in configs.names():
-        raise ConfigError(f'--configs: no config {name!r}; {nearest(name, configs.names())}')
-    swap = f'model.mixer={mixer.replace("+", ",")}'
-    config = configs.load(name, size, [swap, *assignments])
-    training = dataclasses.replace(config.training, seed=config.training.seed + seed)
-    return dataclasses.replace(config, training=training)
+def command() -> str:
+    """The command line that makes the comparison, without where it is written."""
+    given = [_TASKS, _MIXERS, _RATES, _SEEDS]
+    words = [flag.serialize() for flag in (flags.FLAGS[f.name] for f in given) if not flag.using_default_value]
+    words += [f'--set={change}' for change in cli.SET.value]
+    return ' '.join(['python -m experiments.compare', f'--size={cli.SIZE.value}', *words])
 
 
-def run_cell(seeds: Sequence[Experiment], workdir: pathlib.Path, name: str) -> dict[str, Any]:
-    """Trains one cell, once a seed, and returns its row: means, half-ranges as `spread`, every seed's own scores."""
-    lasts = []
-    for seed, config in enumerate(seeds):
-        own = workdir if seed == 0 else workdir.with_name(f'{workdir.name}_seed{seed}')
-        lasts.append(train(config, own, stream=io.StringIO()))
-    scores = [score for score in SCORES if f'eval/{score}' in lasts[0]]
-    values = {score: [last[f'eval/{score}'] for last in lasts] for score in scores}
-    config = seeds[0]
-    example, model = make_feed(config).example(), config.make_model()
-    params, tokens = abstract_params(model, example), example.inputs.shape[1]
-    per_second = [last['steps_per_second'] * config.training.batch * tokens for last in lasts]
-    return {
-        'name': name,
-        **{score: statistics.mean(values[score]) for score in scores},
-        'tokens_per_second': statistics.mean(per_second),
-        'state_bytes': sum(mixer.state_bytes(tokens, config.model.dtype) for mixer in config.model.mixers()),
-        'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
-        'mflops': config.trunk.flops(tokens) / 1e6,
-        'spread': {score: (max(values[score]) - min(values[score])) / 2 for score in scores if len(seeds) > 1},
-        'seeds': values,
-    }
+def make_cells(
+    tasks: Sequence[str],
+    mixers: Sequence[str],
+    size: str,
+    assignments: Sequence[str],
+    rates: Sequence[str] | None,
+    seeds: int,
+) -> Iterator[Cell]:
+    """All cells: what is known exactly first, then mixer by mixer, so that the quick ones are there soon."""
+    chosen = None if rates is None else tuple(_number(rate) for rate in rates)
+    for mixer in (report.EXACT, *mixers):
+        for task in tasks:
+            swaps = [] if mixer == report.EXACT else mixer_assignments(mixer)
+            config, own_rates, tests = load(task, size, [*swaps, *assignments])
+            yield Cell(task, mixer, config, chosen or own_rates, seeds, {} if mixer == report.EXACT else tests)
 
 
-def noise_line(rows: Sequence[dict[str, Any]]) -> str:
-    """How far the seed alone moves the first score, so that nobody reads more into the table."""
-    count = len(rows[0]['seeds']['loss'])
-    if count == 1:
-        return 'One seed a row: how far a seed alone moves a score is not known (--seeds=3).'
-    score = next((score for score in SCORES[1:] if score in rows[0]), 'loss')
-    spreads = [row['spread'][score] for row in rows]
-    return (
-        f'Between {count} seeds the {score} of a row moves by ±{show(statistics.mean(spreads))} on average, '
-        f'±{show(max(spreads))} at most (half the range): differences between rows below that are noise.'
-    )
+def load(task: str, size: str, assignments: Sequence[str]) -> tuple[Experiment, tuple[float, ...], dict[str, Task]]:
+    """The experiment of a task, its learning rates, and what else fitted models are scored on."""
+    if task not in suite.SUITE:
+        if task not in configs.names():
+            raise ConfigError(f'--tasks: no task {task!r}; {nearest(task, [*suite.SUITE, *configs.names()])}')
+        config = configs.load(task, size, assignments)
+        return config, (config.training.optimizer.peak_lr,), {}
+    entry = suite.SUITE[task]
+    config = configs.load(entry.config, size, [*entry.assignments(size), *assignments])
+    tests = {} if size == 'tiny' else entry.tests
+    others = {name: config_lib.override(config.data, changes, configs.TABLES) for name, changes in tests.items()}
+    return config, suite.RATES, others
 
 
-def baseline_rows(config: Experiment) -> list[dict[str, Any]]:
-    """The exact solvers of a testbed on the same evaluation prompts, then the facts of the data."""
-    data = config.data
-    if not isinstance(data, Task):
-        return [{'name': f'fact: {name}', _score_of(name): value} for name, value in data.facts().items()]
-    totals: dict[str, Any] = {}
-    for batch in make_feed(config).eval_batches():
-        for name, predictions in data.baselines(batch).items():
-            mean = data.metrics(predictions, batch)['loss']
-            totals[name] = totals[name] + mean if name in totals else mean
-    rows = [{'name': f'exact: {name}', 'loss': float(mean.value())} for name, mean in totals.items()]
-    return rows + [{'name': f'fact: {name}', 'loss': value} for name, value in data.facts().items()]
+def mixer_assignments(name: str) -> list[str]:
+    """The assignments that put a mixer into a config's model.
+
+    >>> mixer_assignments('softmax[window=16;sinks=1]'), mixer_assignments('rg_lru+softmax')
+    (['model.mixer=softmax', 'model.mixer.0.window=16', 'model.mixer.0.sinks=1'], ['model.mixer=rg_lru,softmax'])
+    """
+    parts = [part.removesuffix(']').partition('[') for part in name.split('+')]
+    for entry, _, _ in parts:
+        if entry not in MIXERS:
+            raise ConfigError(f'--mixers: no mixer {entry!r}; {nearest(entry, MIXERS)}')
+    changes = [
+        f'model.mixer.{slot}.{change}'
+        for slot, (_, _, fields) in enumerate(parts)
+        for change in fields.split(';')
+        if change
+    ]
+    return [f'model.mixer={",".join(entry for entry, _, _ in parts)}', *changes]
 
 
-def _score_of(fact: str) -> str:
-    """The column that a corpus's fact belongs to: the score that its name ends with."""
-    return next((score for score in SCORES if fact.endswith(score)), 'loss')
+def _number(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float('inf'):
+        raise ConfigError(f'--learning_rates={text}: must be positive numbers, comma-separated')
+    return rate
 
 
-def columns(rows: list[dict[str, Any]]) -> list[str]:
-    """All columns, in the order of the first row."""
-    return [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ('spread', 'seeds')]
+def is_done(cell: Cell, out: pathlib.Path) -> bool:
+    """Whether the cell's file is there; one that was asked for something else is an error."""
+    if not (out / cell.path).exists():
+        return False
+    saved = json.loads((out / cell.path).read_text())['asks']
+    changed = config_lib.difference(saved, json.loads(json.dumps(cell.asks())))
+    # A field that the file has never heard of is newer than it: its default is what was run.
+    changed = {field: pair for field, pair in changed.items() if pair[0] != '(absent)'}
+    if changed:
+        field, (old, new) = next(iter(changed.items()))
+        raise ConfigError(f'{out / cell.path} was run with {field}={old}, not {new}: choose another --out')
+    return True
 
 
-def make_table(title: str, rows: list[dict[str, Any]]) -> rich.table.Table:
-    """The table for a terminal."""
-    table = rich.table.Table(title=title)
-    for name in columns(rows):
-        table.add_column(name, justify='left' if name == 'name' else 'right')
-    for row in rows:
-        table.add_row(*(_cell(row, name) for name in columns(rows)))
-    return table
+def run_cells(cells: Sequence[Cell], out: pathlib.Path, workers: int) -> None:
+    """Runs cells and writes their files as they end; with several workers a cell has a process of its own."""
+    if workers == 1:
+        for number, cell in enumerate(cells, 1):
+            run_cell(cell, out, f'{number}/{len(cells)}')
+            jax.clear_caches()
+        return
+    # A fresh process a cell: compiled programs of hundreds of cells would exhaust a process's memory maps.
+    spawn = multiprocessing.get_context('spawn')
+    with concurrent.futures.ProcessPoolExecutor(workers, spawn, max_tasks_per_child=1) as pool:
+        runs = [pool.submit(run_cell, cell, out, f'{n}/{len(cells)}') for n, cell in enumerate(cells, 1)]
+        for run in concurrent.futures.as_completed(runs):
+            run.result()
 
 
-def markdown(title: str, rows: list[dict[str, Any]]) -> str:
-    """The table as Markdown."""
-    names = columns(rows)
-    lines = [f'## {title}', '', '| ' + ' | '.join(names) + ' |', '| ' + ' | '.join('---' for _ in names) + ' |']
-    return '\n'.join([*lines, *('| ' + ' | '.join(_cell(row, name) for name in names) + ' |' for row in rows), ''])
+def run_cell(cell: Cell, out: pathlib.Path, number: str) -> None:
+    """Runs one cell and writes its file, whole or not at all."""
+    say = functools.partial(_say, f'[{number}] {cell.task} {cell.mixer}')
+    if cell.mixer == report.EXACT:
+        found = sweep.exact_rows(cell.config)
+        say(f'{len(found["exact"])} exact baselines, {len(found["facts"])} facts')
+    else:
+        found = sweep.run_cell(cell.config, cell.rates, cell.seeds, cell.tests, say)
+    path = out / cell.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f'.{path.name}.{os.getpid()}')
+    draft.write_text(json.dumps({'asks': cell.asks(), **report.versions(), **found}) + '\n')
+    draft.rename(path)
 
 
-def _cell(row: dict[str, Any], name: str) -> str:
-    value = row.get(name, '')
-    if isinstance(value, str):
-        return value
-    spread = row.get('spread', {}).get(name)
-    return show(value) + ('' if spread is None else f' ± {show(spread)}')
+def _say(prefix: str, text: str) -> None:
+    print(f'{prefix}: {text}', flush=True)
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import compare, configs, run
+from experiments import configs, run
 from jattn.training import checkpoint
 from tests.programs import call, lines_of, losses_of
 
@@ -82,19 +82,6 @@ def test_list_names_everything(capsys):
     printed = capsys.readouterr().out
     for name in ('lm_bytes', 'icl_linear', 'softmax', 'rg_lru', 'muon'):
         assert name in printed
-
-
-def test_compare_prints_mixers_then_exact_baselines(tmp_path, capsys):
-    arguments = ['--mixers=softmax,rg_lru+linear_attention', '--size=tiny', f'--out={tmp_path}']
-    assert call(compare, *arguments) == 0
-    table = (tmp_path / 'compare.md').read_text()
-    rows = [line.split('|')[1].strip() for line in table.splitlines() if line.startswith('|')][2:]
-    assert rows[:2] == ['softmax', 'rg_lru+linear_attention']
-    assert rows[2].startswith('exact: ') and rows[-1].startswith('fact: ')
-    before = (tmp_path / 'icl_linear' / 'softmax' / 'metrics.jsonl').read_bytes()
-    assert call(compare, *arguments) == 0
-    assert (tmp_path / 'icl_linear' / 'softmax' / 'metrics.jsonl').read_bytes() == before
-    capsys.readouterr()
 
 
 BAD_INPUT = {

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from experiments import compare, configs, run
+from experiments import configs, run, sweep
 from jattn.data import CORPORA
 from jattn.testbeds import TESTBEDS
 from jattn.training.feed import make_feed
@@ -41,8 +41,8 @@ def test_dna_classifies_and_recall_tells_overwritten_keys_apart(tmp_path):
 
 @pytest.mark.parametrize('name', ['associative_recall', 'passkey'])
 def test_exact_baselines_of_a_testbed_stand_in_its_table(name):
-    rows = {row['name']: row['loss'] for row in compare.baseline_rows(configs.load(name, 'tiny'))}
-    assert rows['exact: look_up'] == 0 and rows['fact: chance_accuracy'] > 0
+    known = sweep.exact_rows(configs.load(name, 'tiny'))
+    assert known['exact']['look_up']['loss'] == 0 and known['facts']['chance_accuracy'] > 0
 
 
 @pytest.mark.parametrize('name', ['lm_books', 'lm_wikitext2'])
