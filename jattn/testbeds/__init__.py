@@ -2,7 +2,9 @@
 
 from jattn.testbeds.associative_recall import AssociativeRecall
 from jattn.testbeds.boolean import Boolean
+from jattn.testbeds.compositional_recall import CompositionalRecall
 from jattn.testbeds.control import Control
+from jattn.testbeds.copying import Copying
 from jattn.testbeds.events import Events
 from jattn.testbeds.facts_and_fibs import FactsAndFibs
 from jattn.testbeds.flow_matching import FlowMatching
@@ -10,9 +12,12 @@ from jattn.testbeds.icl_linear import ICLLinear
 from jattn.testbeds.icl_linear_multitask import ICLLinearMultitask
 from jattn.testbeds.induction import Induction
 from jattn.testbeds.landmarked import Landmarked
+from jattn.testbeds.mad import MAD
 from jattn.testbeds.passkey import Passkey
+from jattn.testbeds.phonebook import Phonebook
 from jattn.testbeds.regression import Regression
 from jattn.testbeds.selective_copying import SelectiveCopying
+from jattn.testbeds.stacked_recall import StackedRecall
 from jattn.testbeds.state_tracking import StateTracking
 from jattn.testbeds.task import Batch, Task
 from jattn.testbeds.voxels import Voxels
@@ -20,7 +25,9 @@ from jattn.testbeds.voxels import Voxels
 TESTBEDS: dict[str, Task] = {
     'associative_recall': AssociativeRecall(),
     'boolean': Boolean(),
+    'compositional_recall': CompositionalRecall(),
     'control': Control(),
+    'copying': Copying(),
     'events': Events(),
     'facts_and_fibs': FactsAndFibs(),
     'flow_matching': FlowMatching(),
@@ -28,9 +35,12 @@ TESTBEDS: dict[str, Task] = {
     'icl_linear_multitask': ICLLinearMultitask(),
     'induction': Induction(),
     'landmarked': Landmarked(),
+    'mad': MAD(),
     'passkey': Passkey(),
+    'phonebook': Phonebook(),
     'regression': Regression(),
     'selective_copying': SelectiveCopying(),
+    'stacked_recall': StackedRecall(),
     'state_tracking': StateTracking(),
     'voxels': Voxels(),
 }
