@@ -51,6 +51,8 @@ class DecoderConfig(TrunkConfig):
         output_size: vocabulary, or features of an output vector; None: as the data says.
         max_positions: learned absolute positions 0 .. max_positions-1, added to the read-in; None: none.
         tied: the read-out is the transposed embedding (tokens only).
+        ends_hidden: units of a hidden GELU layer in the read-in of vectors and in the read-out (what a frozen backbone
+            is read through); None: both are linear.
         scan: whether the repeats of the pattern are scanned.
         remat: 'block' recomputes every block in the backward pass; 'none' stores all.
         dtype: of the activations; parameters are float32.
@@ -73,6 +75,7 @@ class DecoderConfig(TrunkConfig):
     output_size: int | None = None
     max_positions: int | None = None
     tied: bool = False
+    ends_hidden: int | None = None
     scan: bool = True
     remat: str = 'block'
     dtype: str = 'float32'
@@ -91,6 +94,10 @@ class DecoderConfig(TrunkConfig):
             raise ValueError(f'layers={self.layers} and width={self.width} must be positive')
         if self.tied and self.read_in == 'linear':
             raise ValueError("tied=True needs an embedding, but read_in='linear'")
+        if self.ends_hidden is not None and (self.tied or self.ends_hidden < 1):
+            raise ValueError(
+                f'ends_hidden={self.ends_hidden} must be positive, and a tied read-out has no hidden layer'
+            )
         shared = {(m.heads, m.values) for m in self.mixers() if m.shares_first_value}  # each checks its own sizes
         if len(shared) > 1:
             raise ValueError(f'mixers that share their first values need equal heads and values, not {sorted(shared)}')
@@ -145,8 +152,10 @@ class DecoderConfig(TrunkConfig):
     def flops(self, tokens: int) -> int:
         """Operations of the matrix products of one row's forward pass, cross-attention left out: it has two lengths."""
         ff = 0 if self.feed_forward is None else self.feed_forward.flops(self.width, tokens)
-        ends = 2 * tokens * self.width * (self.output_size + (self.input_size if self.read_in == 'linear' else 0))
-        return sum(mixer.flops(tokens) + ff for mixer in self.mixers()) + ends
+        sizes = [self.output_size, *([self.input_size] if self.read_in == 'linear' else [])]
+        hidden = self.ends_hidden
+        ends = sum(self.width * size if hidden is None else hidden * (self.width + size) for size in sizes)
+        return sum(mixer.flops(tokens) + ff for mixer in self.mixers()) + 2 * tokens * ends
 
     def describe(self) -> str:
         mixers = ','.join(type(mixer).__name__.removesuffix('Config') for mixer in self.mixer)
@@ -281,7 +290,11 @@ class Decoder(nn.Module):
     def _read_in(self, inputs: Array, embedding: Array | None) -> Float[Array, 'B T D']:
         cfg = self.cfg
         if embedding is None:
-            return Linear((cfg.width,), ('features', 'embed'), name='read_in')(inputs.astype(cfg.dtype))
+            x = inputs.astype(cfg.dtype)
+            if cfg.ends_hidden is not None:
+                x = jax.nn.gelu(Linear((cfg.ends_hidden,), ('features', 'mlp'), name='read_in_hidden')(x))
+            axes = ('features' if cfg.ends_hidden is None else 'mlp', 'embed')
+            return Linear((cfg.width,), axes, name='read_in')(x)
         # Unit variance at the start, as every block's output has.
         return embedding.astype(cfg.dtype)[inputs] * cfg.width**0.5
 
@@ -301,5 +314,7 @@ class Decoder(nn.Module):
         cfg = self.cfg
         if cfg.tied:
             return jnp.einsum('btd,ed->bte', x, embedding.astype(x.dtype))
-        axes = ('embed', 'vocab') if cfg.read_in == 'tokens' else ('embed', 'features')
+        if cfg.ends_hidden is not None:
+            x = jax.nn.gelu(Linear((cfg.ends_hidden,), ('embed', 'mlp'), name='read_out_hidden')(x))
+        axes = ('embed' if cfg.ends_hidden is None else 'mlp', 'vocab' if cfg.read_in == 'tokens' else 'features')
         return Linear((cfg.output_size,), axes, name='read_out')(x)

@@ -37,6 +37,11 @@ class EncoderConfig(DecoderConfig):
     pooler: PoolerConfig | None = MeanConfig()
     read_out: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ends_hidden is not None:
+            raise ValueError(f'ends_hidden={self.ends_hidden} is of a decoder: an encoder ends in its pooler')
+
     def make(self, **flax_kwargs: object) -> 'Encoder':
         return Encoder(self, **flax_kwargs)
 

@@ -15,6 +15,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from jattn.config import nearest
 from jattn.typing import PyTree
 
 SCHEDULES = ('cosine', 'constant_then_decay')
@@ -53,6 +54,8 @@ class OptimizerConfig(abc.ABC):
         clip_norm: the gradient's global norm is clipped to it; None: never.
         weight_decay: decoupled, of matrices only.
         b1, b2: Adam's.
+        frozen: parameters with one of these names on their path are not trained: `mixer,feed_forward` leaves a
+            decoder's norms and its two ends, `body,tail,final_norm` its two ends alone.
     """
 
     peak_lr: float = 3e-3
@@ -64,6 +67,7 @@ class OptimizerConfig(abc.ABC):
     weight_decay: float = 0.1
     b1: float = 0.9
     b2: float = 0.95
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -89,7 +93,9 @@ class OptimizerConfig(abc.ABC):
         """The transformation of a run; `names` holds each parameter's logical axis names."""
         clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         matrices = jax.tree.map(matrix_axes, names, is_leaf=is_names)
-        return optax.chain(*clip, self.scale(steps, matrices))
+        # Their gradient is left out of the clipped norm, and what decay would do to them is undone.
+        still = [optax.masked(optax.set_to_zero(), _named(names, self.frozen))] if self.frozen else []
+        return optax.chain(*still, *clip, self.scale(steps, matrices), *still)
 
     @abc.abstractmethod
     def scale(self, steps: int, matrices: PyTree) -> optax.GradientTransformation:
@@ -137,6 +143,21 @@ OPTIMIZERS: dict[str, OptimizerConfig] = {'adamw': AdamWConfig(), 'muon': MuonCo
 def is_names(value: object) -> bool:
     """Whether a node of a tree of names is one parameter's names."""
     return isinstance(value, tuple) and all(name is None or isinstance(name, str) for name in value)
+
+
+def _named(names: PyTree, frozen: tuple[str, ...]) -> PyTree:
+    """Which parameters have one of the names on their path.
+
+    Raises:
+        ValueError: no parameter has it.
+    """
+    paths = [{entry.key for entry in path} for path, _ in jax.tree_util.tree_leaves_with_path(names, is_leaf=is_names)]
+    for name in frozen:
+        if not any(name in path for path in paths):
+            raise ValueError(f'optimizer.frozen: no parameter {name!r}; {nearest(name, sorted(set().union(*paths)))}')
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(entry.key in frozen for entry in path), names, is_leaf=is_names
+    )
 
 
 def _is_role(value: object) -> bool:

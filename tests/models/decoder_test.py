@@ -62,13 +62,14 @@ OPTIONS = {
     'learned_positions': dict(max_positions=16),
     'linear_read_in': dict(read_in='linear', input_size=3, output_size=2),
     'tied': dict(tied=True),
+    'hidden_ends': dict(read_in='linear', input_size=3, output_size=2, ends_hidden=24),
     'no_feed_forward': dict(feed_forward=None),
     'layer_norm': dict(norm='layer'),
     'no_remat': dict(remat='none'),
 }
 
 
-OF_EVERY_TOKEN_ALONE = {'tied', 'no_feed_forward', 'no_remat'}  # a cut cannot matter
+OF_EVERY_TOKEN_ALONE = {'tied', 'hidden_ends', 'no_feed_forward', 'no_remat'}  # a cut cannot matter
 
 
 @pytest.mark.parametrize('name', slow_where(OF_EVERY_TOKEN_ALONE.__contains__, OPTIONS))

@@ -94,6 +94,28 @@ def test_only_matrices_decay():
         assert moved == expected
 
 
+@pytest.mark.parametrize('make', [AdamWConfig, MuonConfig])
+def test_frozen_parameters_stay_and_count_in_no_norm(make):
+    boxed = boxed_params(decoder(True))
+    params = nn.unbox(boxed)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    config = make(warmup_steps=0, weight_decay=1.0, frozen=('body', 'final_norm'))
+    tx = config.make(10, names_of(boxed))
+    updates, _ = jax.jit(lambda g, p: tx.update(g, tx.init(p), p))(gradient, params)
+    moved = {name: any(bool(jnp.any(u != 0)) for u in jax.tree.leaves(tree)) for name, tree in updates.items()}
+    assert moved == {name: name not in ('body', 'final_norm') for name in moved} and moved['read_out']
+    matrices = dataclasses.replace(config, frozen=('mixer', 'feed_forward')).make(10, names_of(boxed))
+    updates, _ = jax.jit(lambda g, p: matrices.update(g, matrices.init(p), p))(gradient, params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+        keys = {entry.key for entry in path}
+        assert bool(jnp.any(leaf != 0)) == (not keys & {'mixer', 'feed_forward'}), keys
+
+
+def test_a_frozen_name_that_no_parameter_has_is_an_error():
+    with pytest.raises(ValueError, match="optimizer.frozen: no parameter 'bodi'; did you mean 'body'?"):
+        AdamWConfig(frozen=('bodi',)).make(10, names_of(boxed_params(decoder(True))))
+
+
 def test_schedules_warm_up_and_end_where_they_say():
     cosine = AdamWConfig(peak_lr=1.0, warmup_steps=10, end_lr_ratio=0.1).learning_rate(100)
     np.testing.assert_allclose([cosine(0), cosine(5), cosine(10), cosine(100)], [0, 0.5, 1, 0.1], atol=1e-6)
