@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     for table in report.make_tables(found):
         cli.show_table(report.for_terminal(table))
         print(report.noise_line(table))
-    report.write(out, found, command(), [f'{cell.task} {cell.mixer}' for cell in missing])
+    report.write(out, found, command(), [(cell.task, cell.mixer) for cell in missing])
     print(f'written: {out / "README.md"}, {out / "compare.json"}')
     return 0
 

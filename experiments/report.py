@@ -224,20 +224,32 @@ def text_of(row: Row, name: str) -> str:
     return show(value) + ('' if spread is None else f' ± {show(spread)}')
 
 
-def write(out: pathlib.Path, found: Found, command: str, missing: Sequence[str]) -> None:
+def write(out: pathlib.Path, found: Found, command: str, missing: Sequence[tuple[str, str]]) -> None:
     """README.md, compare.json and the pictures."""
     tables = make_tables(found)
     ranks = summary(found)
     pictures = draw(found, out)
     parts = [f'# Comparison\n\n    {command}\n\n{_provenance(found)}\n']
     if missing:
-        parts.append(f'Not run yet ({len(missing)} cells): {", ".join(missing)}.\n')
+        parts.append(f'Not run yet ({len(missing)} cells): {_by_mixer(missing, len(found))}.\n')
     parts += [markdown(table) for table in ([ranks] if ranks else [])]
     parts += [markdown(table) for table in group_tables(found)]
     parts += [f'![{path.stem}]({path.name})\n' for path in pictures]
     parts += [markdown(table) + f'\n{noise_line(table)}\n' for table in tables]
     (out / 'README.md').write_text('\n'.join(parts))
     (out / 'compare.json').write_text(json.dumps({table.title: table.rows for table in tables}, indent=1) + '\n')
+
+
+def _by_mixer(cells: Sequence[tuple[str, str]], tasks: int) -> str:
+    """Cells (task, mixer) in words.
+
+    >>> _by_mixer([('mqar', 'gla'), ('parity', 'gla'), ('mqar', 'aaren')], 2)
+    'gla (all tasks), aaren (mqar)'
+    """
+    mixers: dict[str, list[str]] = {}
+    for task, mixer in cells:
+        mixers.setdefault(mixer, []).append(task)
+    return ', '.join(f'{m} ({"all tasks" if len(own) == tasks else ", ".join(own)})' for m, own in mixers.items())
 
 
 def _provenance(found: Found) -> str:
@@ -263,18 +275,18 @@ def _runs(cell: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def draw(found: Found, out: pathlib.Path) -> list[pathlib.Path]:
-    """The pictures there is something for."""
+    """The pictures there is something for; a mixer has one style in all of them."""
+    mixers = dict.fromkeys(mixer for cells in found.values() for mixer in cells if mixer != EXACT)
+    styles = {m: dict(color=f'C{n % 10}', linestyle=('-', '--', ':')[n % 3]) for n, m in enumerate(mixers)}
     paths = []
-    curves = {task: curves_of(cells) for task, cells in found.items()}
-    if any(curves.values()):
-        paths.append(out / 'positions.png')
-        _panels({task: lines for task, lines in curves.items() if lines}, 'place in the row', paths[-1])
-    lengths = {task: lengths_of(cells) for task, cells in found.items()}
-    if any(lengths.values()):
-        paths.append(out / 'lengths.png')
-        _panels(
-            {task: lines for task, lines in lengths.items() if lines}, 'rows that many times as long', paths[-1], True
-        )
+    for name, label, lines_of, ticks in (
+        ('positions', 'point, place or copy', curves_of, None),
+        ('lengths', 'rows that many times as long', lengths_of, (1, 2, 4, 8, 16)),
+    ):
+        tasks = {task: lines_of(cells) for task, cells in found.items()}
+        if any(tasks.values()):
+            paths.append(out / f'{name}.png')
+            _panels({task: lines for task, lines in tasks.items() if lines}, label, ticks, styles, paths[-1])
     return paths
 
 
@@ -304,20 +316,22 @@ def lengths_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list[f
     return lines
 
 
-def _panels(tasks: Mapping[str, Mapping], x_label: str, path: pathlib.Path, logarithmic: bool = False) -> None:
+def _panels(
+    tasks: Mapping[str, Mapping], label: str, ticks: tuple | None, styles: Mapping[str, dict], path: pathlib.Path
+) -> None:
     """A panel a task, a line a mixer, one legend."""
     columns = min(len(tasks), 3)
     rows = -(-len(tasks) // columns)
     figure = Figure(figsize=(4.6 * columns + 2, 3.4 * rows), layout='constrained')
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    mixers = list(dict.fromkeys(mixer for lines in tasks.values() for mixer in lines))
-    styles = {m: dict(color=f'C{n % 10}', linestyle='-' if n < 10 else '--') for n, m in enumerate(mixers)}
     for panel, (task, lines) in zip(panels, tasks.items()):
         for mixer, (x, y) in lines.items():
-            panel.plot(x, y, label=mixer, marker='.' if len(x) < 10 else None, linewidth=1.2, **styles[mixer])
-        panel.set(title=task, xlabel=x_label, ylabel='accuracy')
-        if logarithmic:
+            panel.plot(x, y, label=mixer, marker='.' if len(x) < 10 else None, linewidth=1.5, **styles[mixer])
+        panel.set(title=task, xlabel=label, ylabel='accuracy', ylim=(0, 1.03))
+        if ticks:
+            longest = max(max(x) for x, _ in lines.values())
             panel.set_xscale('log', base=2)
+            panel.set_xticks([tick for tick in ticks if tick <= longest], [f'{t}x' for t in ticks if t <= longest])
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     handles = {text: handle for panel in panels for handle, text in zip(*panel.get_legend_handles_labels())}

@@ -16,6 +16,7 @@ MIXERS = (
     'gla',
     'mamba2',
     'deltanet',
+    'deltanet[gates.step.bound=2]',  # transitions with eigenvalues in [-1, 1]
     'gated_deltanet',
     'aaren',
     'mamba',

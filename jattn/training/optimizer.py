@@ -55,7 +55,7 @@ class OptimizerConfig(abc.ABC):
         weight_decay: decoupled, of matrices only.
         b1, b2: Adam's.
         frozen: parameters with one of these names on their path are not trained: `mixer,feed_forward` leaves a
-            decoder's norms and its two ends, `body,tail,final_norm` its two ends alone.
+            decoder's norms and its two ends, `body,final_norm` its two ends alone (and its `tail`, if it has one).
     """
 
     peak_lr: float = 3e-3

@@ -81,7 +81,7 @@ def test_a_report_of_unfinished_cells_says_so(compared, capsys):
     assert (
         call(compare, *CELLS[:1], '--mixers=rg_lru,gla', *CELLS[2:], '--seeds=2', f'--out={compared}', '--report') == 0
     )
-    assert 'Not run yet (1 cells): parity gla.' in (compared / 'README.md').read_text()
+    assert 'Not run yet (1 cells): gla (all tasks).' in (compared / 'README.md').read_text()
 
 
 def test_a_run_that_is_not_finite_has_failed_and_is_never_the_best():
