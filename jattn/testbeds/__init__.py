@@ -16,6 +16,7 @@ from jattn.testbeds.mad import MAD
 from jattn.testbeds.passkey import Passkey
 from jattn.testbeds.phonebook import Phonebook
 from jattn.testbeds.regression import Regression
+from jattn.testbeds.rereading import ReReading
 from jattn.testbeds.selective_copying import SelectiveCopying
 from jattn.testbeds.stacked_recall import StackedRecall
 from jattn.testbeds.state_tracking import StateTracking
@@ -39,6 +40,7 @@ TESTBEDS: dict[str, Task] = {
     'passkey': Passkey(),
     'phonebook': Phonebook(),
     'regression': Regression(),
+    'rereading': ReReading(),
     'selective_copying': SelectiveCopying(),
     'stacked_recall': StackedRecall(),
     'state_tracking': StateTracking(),
