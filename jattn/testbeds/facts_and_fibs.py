@@ -4,10 +4,15 @@
 
 An event is four tokens, a claim six, PAD where it has fewer slots: a row has 4 T + 7 tokens and only its last place is
 scored. What the events and the six kinds of claims are, and why a claim alone says nothing about its truth, stands in
-`event_log`. In training a row has one claim, a fact or its fib with probability 1/2. `pairs` makes contexts with
-several pairs of claims each, to be judged one by one: what `paired_claims` scores. It is the protocol of MF^2 (Movie
-Facts and Fibs, 2025) without the films: a fib is a fact with one slot changed, and a pair counts only if the fact is
-called true and the fib false.
+`event_log`. In training a row has one claim, a fact or its fib with probability 1/2.
+
+A row of one claim teaches one bit. With `claims_per_row` = K claims follow one another behind the log, each with an
+ANSWER of its own that is scored: 4 T + 7 K tokens. Each is a fact or a fib by its own coin, never both of a pair, and
+the inputs hold no answers. The claims of a row never meet (`event_log`), so that those before say nothing about one.
+
+`pairs` makes contexts with several pairs of claims each, to be judged one by one: what `paired_claims` scores. It is
+the protocol of MF^2 (Movie Facts and Fibs, 2025) without the films: a fib is a fact with one slot changed, and a pair
+counts only if the fact is called true and the fib false.
 
 How far apart the events of a pair stand, as a share of the context, is its granularity: the span from the first to the
 last event needed is at most T/20 (single), at most T/2 (multi) or longer (global). Needed are
@@ -89,16 +94,17 @@ def entails(world: event_log.World, events: Int32[Array, '*B T 4'], claim: Int32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FactsAndFibs(Task):
-    """One claim about a log of events, TRUE or FALSE.
+    """One claim about a log of events, or several, TRUE or FALSE.
 
     Attributes:
-        events: T, of the log; a row has 4 T + 7 tokens.
+        events: T, of the log; a row has 4 T + 7 K tokens.
         claims: the kinds of claims, equally often.
+        claims_per_row: K, of `sample`; the log must have room for what they need.
         entities: persons.
         places: where they move.
         objects: what they take, drop and give.
         most: the largest number that a claim of count says, at least 2.
-        noise: share of WAIT, an event that no claim is about, among the events that the claim does not need.
+        noise: share of WAIT, an event that no claim is about, among the events that no claim needs.
 
     >>> task = FactsAndFibs(events=4)
     >>> batch = task.sample(jax.random.key(8), 1)
@@ -112,6 +118,7 @@ class FactsAndFibs(Task):
 
     events: int = 16
     claims: tuple[str, ...] = KINDS
+    claims_per_row: int = 1
     entities: int = 12
     places: int = 8
     objects: int = 12
@@ -120,14 +127,14 @@ class FactsAndFibs(Task):
 
     def __post_init__(self) -> None:
         where = 'FactsAndFibs'
-        for name, least in (('entities', 3), ('places', 2), ('objects', 2), ('most', 2)):
+        for name, least in (('claims_per_row', 1), ('entities', 3), ('places', 2), ('objects', 2), ('most', 2)):
             if getattr(self, name) < least:
                 raise ValueError(f'{where}: {name}={getattr(self, name)} must be at least {least}')
         if not self.claims or len(set(self.claims)) < len(self.claims) or not set(self.claims) <= set(KINDS):
             raise ValueError(f'{where}: claims={self.claims} must be one or more, each once, of {", ".join(KINDS)}')
         if not 0 <= self.noise <= 1:
             raise ValueError(f'{where}: noise={self.noise} must lie in 0..1')
-        self.check_claims(1)
+        self.check_claims(self.claims_per_row)
 
     def check_claims(self, count: int) -> None:
         """Raises a ValueError where a log has no room, or the world too few persons, for so many claims."""
@@ -165,19 +172,26 @@ class FactsAndFibs(Task):
         """Tokens of the events, 4 T."""
         return EVENT * self.events
 
+    @property
+    def answers(self) -> tuple[int, ...]:
+        """Where a row's ANSWERs stand, K places."""
+        return tuple(self.context + (CLAIM + 1) * (i + 1) - 1 for i in range(self.claims_per_row))
+
     def sample(self, key: Key, batch: int) -> Batch:
         kind_key, log_key, truth_key = jax.random.split(key, 3)
-        kinds = jnp.asarray(self._rotations(1))[jax.random.randint(kind_key, (batch,), 0, len(self.claims))]
+        kinds = jax.random.randint(kind_key, (batch,), 0, len(self.claims))
+        kinds = jnp.asarray(self._rotations(self.claims_per_row))[kinds]
         log = event_log.draw(log_key, self.world, kinds, self.events, self.noise)
-        truth = jax.random.bernoulli(truth_key, 0.5, (batch,))
+        truth = jax.random.bernoulli(truth_key, 0.5, kinds.shape)
         facts, fibs = _with_answer(log.facts), _with_answer(log.fibs)
-        claim = jnp.where(truth[:, None], facts[:, 0], fibs[:, 0])
-        inputs = jnp.concatenate([log.events.reshape(batch, -1), claim], axis=1)
-        before = ((0, 0), (inputs.shape[1] - 1, 0))
-        targets = jnp.pad(jnp.where(truth, TRUE, FALSE)[:, None], before)
-        meta = {name: value[:, 0] for name, value in self._meta(kinds, log).items()}
-        meta |= {'fact': facts[:, 0], 'fib': fibs[:, 0], 'truth': truth.astype(jnp.int32)}
-        return Batch(inputs, targets, jnp.pad(jnp.ones((batch, 1)), before), meta=meta)
+        claims = jnp.where(truth[:, :, None], facts, fibs)
+        inputs = jnp.concatenate([log.events.reshape(batch, -1), claims.reshape(batch, -1)], axis=1)
+        at_answers = jnp.zeros(inputs.shape, jnp.int32).at[:, self.answers]
+        targets, mask = at_answers.set(jnp.where(truth, TRUE, FALSE)), at_answers.set(1)
+        meta = {**self._meta(kinds, log), 'fact': facts, 'fib': fibs, 'truth': truth.astype(jnp.int32)}
+        if self.claims_per_row == 1:  # what is known of the claim has no axis of claims
+            meta = {name: value[:, 0] for name, value in meta.items()}
+        return Batch(inputs, targets, mask.astype(jnp.float32), meta=meta)
 
     def pairs(
         self, key: Key, contexts: int, claims_per_context: int
@@ -213,20 +227,24 @@ class FactsAndFibs(Task):
         return {'kind': kinds, 'granularity': far, 'first': log.first, 'last': log.last}
 
     def log_odds(self, outputs: Float[Array, 'B T E']) -> Float[Array, 'B']:
-        """How much more TRUE than FALSE a model says at the end of its rows: the score of the paired protocol."""
+        """How much more TRUE than FALSE a model says at the end of its rows: the score of the paired protocol.
+
+        Rows that end in one claim, or outputs of the claim alone, behind a state of the log.
+        """
         return outputs[:, -1, TRUE] - outputs[:, -1, FALSE]
 
     def loss(self, outputs: Array, batch: Batch) -> Mean:
-        """Cross-entropy at ANSWER over the whole vocabulary, in nats."""
+        """Cross-entropy at every ANSWER over the whole vocabulary, in nats."""
         return cross_entropy(outputs, batch.targets, batch.mask)
 
     def metrics(self, outputs: Array, batch: Batch) -> dict[str, Mean]:
         """loss, accuracy (an answer that is neither word is wrong), of facts, of fibs and of each kind of claim."""
-        right = (jnp.argmax(outputs[:, -1], axis=-1) == batch.targets[:, -1]).astype(jnp.float32)
-        truth, kind = batch.meta['truth'], batch.meta['kind']
+        said = jnp.argmax(outputs[:, self.answers], axis=-1)
+        right = (said == batch.targets[:, self.answers]).astype(jnp.float32)
+        truth, kind = (batch.meta[name].reshape(right.shape) for name in ('truth', 'kind'))
         metrics = {
             'loss': self.loss(outputs, batch),
-            'accuracy': Mean.of(right, batch.mask[:, -1]),
+            'accuracy': Mean.of(right, batch.mask[:, self.answers]),
             'fact_accuracy': Mean.of(right, truth),
             'fib_accuracy': Mean.of(right, 1 - truth),
         }
@@ -235,13 +253,14 @@ class FactsAndFibs(Task):
     def baselines(self, batch: Batch) -> dict[str, Array]:
         """Logits, from the inputs alone: the exact checker, and what a claim alone says, both answers at equal odds."""
         events = batch.inputs[:, : self.context].reshape(len(batch.inputs), self.events, EVENT)
-        claim = batch.inputs[:, self.context : self.context + CLAIM]
-        answers = jnp.where(entails(self.world, events, claim), TRUE, FALSE)
+        claims = batch.inputs[:, self.context :].reshape(len(batch.inputs), -1, CLAIM + 1)
+        answers = jnp.where(entails(self.world, events[:, None], claims[:, :, :CLAIM]), TRUE, FALSE)
+        answers = jnp.repeat(answers, CLAIM + 1, axis=1)
         is_answer = jnp.isin(jnp.arange(self.output_size), jnp.array([TRUE, FALSE]))
         either = CERTAIN * (is_answer.astype(jnp.float32) - 1)
         shape = (*batch.inputs.shape, self.output_size)
         return {
-            'checker': certain_logits(jnp.broadcast_to(answers[:, None], batch.inputs.shape), self.output_size),
+            'checker': certain_logits(jnp.pad(answers, ((0, 0), (self.context, 0)), mode='edge'), self.output_size),
             'statement_only': jnp.broadcast_to(either[None, None], shape),
         }
 
@@ -257,7 +276,8 @@ class FactsAndFibs(Task):
         }
 
     def tiny(self) -> 'FactsAndFibs':
-        return dataclasses.replace(self, events=6, entities=4, places=3, objects=3, most=3)
+        row = min(self.claims_per_row, 2)
+        return dataclasses.replace(self, events=6, claims_per_row=row, entities=4, places=3, objects=3, most=3)
 
 
 def _with_answer(claims: Int32[Array, 'N P 6']) -> Int32[Array, 'N P 7']:

@@ -259,6 +259,85 @@ def test_waits_are_their_share_of_the_events_that_nothing_needs():
     assert 0.29 < waits.mean() < 0.32
 
 
+SEVERAL = {
+    'many': FactsAndFibs(events=24, claims_per_row=6),
+    'crowded': FactsAndFibs(events=20, claims_per_row=5, entities=4, places=2, objects=2, most=4, noise=0.0),
+    'one_kind': FactsAndFibs(events=16, claims_per_row=4, entities=8, places=2, objects=2, claims=('detail',)),
+}
+
+
+@pytest.mark.parametrize('name', SEVERAL)
+def test_a_row_of_several_claims_has_an_answer_behind_each_and_these_alone_are_scored(name):
+    task = SEVERAL[name]
+    batch = jax.tree.map(np.asarray, draw(task, jax.random.key(7), 200))
+    count = task.claims_per_row
+    assert batch.inputs.shape == batch.targets.shape == batch.mask.shape == (200, 4 * task.events + 7 * count)
+    claims = batch.inputs[:, task.context :].reshape(200, count, 7)
+    truth = batch.meta['truth'].astype(bool)
+    np.testing.assert_array_equal(claims, np.where(truth[..., None], batch.meta['fact'], batch.meta['fib']))
+    np.testing.assert_array_equal(claims[..., 0] - FIRST_KIND, batch.meta['kind'])
+    answers = np.flatnonzero(batch.inputs[0] == ANSWER)
+    assert tuple(answers) == task.answers and np.all((batch.inputs == ANSWER).sum(axis=0)[answers] == 200)
+    np.testing.assert_array_equal(batch.targets[:, answers], np.where(truth, TRUE, FALSE))
+    assert not np.delete(batch.targets, answers, axis=1).any()
+    np.testing.assert_array_equal(batch.mask, np.isin(np.arange(batch.mask.shape[1]), answers) * np.ones((200, 1)))
+    assert not np.isin(batch.inputs, [TRUE, FALSE]).any()
+    for row, shown, true in zip(batch.inputs, claims, truth):
+        log = read(task, row[: task.context])
+        assert [holds(log, task.world.say(claim)) for claim in shown] == true.tolist()
+
+
+def test_a_row_never_holds_both_claims_of_a_pair_and_no_claim_twice():
+    for task in SEVERAL.values():
+        batch = jax.tree.map(np.asarray, draw(task, jax.random.key(7), 200))
+        for fact, fib in zip(batch.meta['fact'], batch.meta['fib']):
+            assert len({tuple(claim) for claim in [*fact, *fib]}) == 2 * task.claims_per_row
+
+
+def test_the_claims_of_a_row_say_nothing_about_each_others_truth():
+    # Coins of their own; and the best guess from two whole claims, learned on one half, is chance on the other.
+    task = FactsAndFibs(
+        events=6, claims_per_row=2, claims=('last_state', 'quantifier'), entities=3, places=2, objects=2, most=2
+    )
+    batch = jax.tree.map(np.asarray, draw(task, jax.random.key(8), MANY))
+    truth = batch.meta['truth']
+    assert homogeneous(*(np.bincount(truth[truth[:, 0] == side, 1], minlength=2) for side in (0, 1))) > RARE
+    names, index = np.unique(batch.inputs[:, task.context :], axis=0, return_inverse=True)
+    index, half = index.ravel(), MANY // 2
+    assert half > 100 * len(names)
+    for claim in range(2):
+        votes = np.zeros(len(names))
+        np.add.at(votes, index[:half], 2 * truth[:half, claim] - 1)
+        guess = votes[index[half:]] > 0
+        assert abs((guess == truth[half:, claim]).mean() - 0.5) < 4.5 * 0.5 / np.sqrt(half)
+
+
+def test_the_checker_and_the_metrics_read_every_claim_of_a_row():
+    task = SEVERAL['many']
+    batch = draw(task, jax.random.key(7), 200)
+    found = score(task, batch)
+    assert all(float(mean.value()) == 1 for name, mean in found['checker'].items() if name != 'loss')
+    assert float(found['checker']['accuracy'].count) == 1200 and float(found['checker']['detail_accuracy'].count) == 200
+    assert float(found['statement_only']['loss'].value()) == pytest.approx(np.log(2), rel=1e-6)
+    # All but the answers about details are turned round: every other kind is wrong everywhere.
+    is_detail = np.asarray(batch.meta['kind']) == event_log.DETAIL
+    said = np.zeros(batch.inputs.shape, np.int32)
+    said[:, task.answers] = np.where((np.asarray(batch.meta['truth']) == 1) == is_detail, TRUE, FALSE)
+    metrics = jax.jit(task.metrics)(jax.nn.one_hot(said, task.output_size), batch)
+    assert float(metrics['detail_accuracy'].value()) == 1 and float(metrics['order_accuracy'].value()) == 0
+    assert float(metrics['accuracy'].value()) == pytest.approx(1 / 6)
+
+
+def test_one_claim_a_row_is_the_first_choice_and_several_share_the_log_alone():
+    one, more = FactsAndFibs(events=24), SEVERAL['many']
+    assert one.claims_per_row == 1
+    few, many = (jax.eval_shape(lambda key, task=task: task.sample(key, 3), jax.random.key(7)) for task in (one, more))
+    assert few.meta['truth'].shape == (3,) and few.meta['fact'].shape == (3, 7)
+    assert many.meta['truth'].shape == (3, 6) and many.meta['fact'].shape == (3, 6, 7)
+    shapes = jax.eval_shape(lambda key: more.pairs(key, 2, 3), jax.random.key(0))
+    assert shapes[0].shape == (2, 96) and shapes[1].shape == (2, 3, 7)  # the protocol: one claim at a time
+
+
 PAIRED = {
     'many': (FactsAndFibs(events=80), 16),
     'crowded': (FactsAndFibs(events=40, entities=6, places=2, objects=2, most=4, noise=0.0), 8),
@@ -381,6 +460,9 @@ BAD = {
     'none': (dict(claims=()), r'claims=\(\) must be one or more'),
     'twice': (dict(claims=('order', 'order')), 'each once'),
     'noise': (dict(noise=1.5), r'noise=1.5 must lie in 0\.\.1'),
+    'claims_per_row': (dict(claims_per_row=0), 'claims_per_row=0 must be at least 1'),
+    'room': (dict(claims_per_row=5), 'events=16 must be at least 20: 4 for each of the claims about one log, here 5'),
+    'persons': (dict(claims_per_row=4, entities=7, claims=('detail',)), 'entities=7 must be at least 8'),
     'events': (dict(events=3), 'events=3 must be at least 4: 4 for each of the claims about one log, here 1'),
 }
 
@@ -410,3 +492,5 @@ def test_a_tiny_copy_keeps_the_choices():
     assert tiny.events < task.events and tiny.input_size < task.input_size
     assert (tiny.claims, tiny.noise) == (task.claims, task.noise)
     assert jax.eval_shape(lambda key: tiny.sample(key, 2), jax.random.key(0)).inputs.shape == (2, 31)
+    several = FactsAndFibs(events=24, claims_per_row=6).tiny()
+    assert jax.eval_shape(lambda key: several.sample(key, 2), jax.random.key(0)).inputs.shape == (2, 38)
