@@ -103,7 +103,7 @@ class Recipe:
 
     def convolved(self, cfg: Any) -> int:
         """Channels of the convolutions."""
-        values = cfg.heads * cfg.values * cfg.learner.steps if self.convolves_values else 0
+        values = cfg.heads * cfg.head_values * cfg.learner.steps if self.convolves_values else 0
         return self.groups(cfg) * cfg.keys * (1 + cfg.learner.steps) + values
 
     def groups(self, cfg: Any) -> int:

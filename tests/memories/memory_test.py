@@ -192,3 +192,16 @@ def test_kl_weights_are_positive_and_sum_to_their_total():
     (weights,) = KL().weights(logits, logits, {'log_total_0': jnp.log(3.0)})
     assert np.all(weights > 0)
     np.testing.assert_allclose(weights.sum(axis=-1), 3.0, rtol=1e-6)
+
+
+def test_a_normaliser_has_no_channel_in_the_convolution():
+    cfg = MEMORIES['linear_attention'].tiny()
+    cfg = dataclasses.replace(cfg, recipe=dataclasses.replace(cfg.recipe, convolution=4))
+    mixer, x = cfg.make(), jax.random.normal(jax.random.key(0), (2, 9, cfg.width))
+    params = jax.jit(mixer.init)(jax.random.key(1), x)
+    whole, _ = jax.jit(mixer.apply)(params, x)
+    state, parts = cfg.init_state(2, 9, jnp.float32), []
+    for start, end in ((0, 4), (4, 9)):
+        y, state = mixer.apply(params, x[:, start:end], Context(), state)
+        parts.append(y)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-5)

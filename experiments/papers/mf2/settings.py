@@ -14,7 +14,6 @@ PAPER = '57'
 ATTENTION, CONVOLVED = 'softmax', 'convolved_softmax'
 MEMORY_MODELS = ('linear_attention', 'gated_deltanet', 'titans_lmm')
 HEADS = 4
-TIMES = {ATTENTION: 4, CONVOLVED: 4, 'linear_attention': 2}  # as many steps in about the time of one of the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Stage:
 
     Attributes:
         task: what its rows are drawn from.
-        steps: optimizer steps; of quick mixers `TIMES` as many.
+        steps: optimizer steps; of quick mixers some times as many.
         batch: rows of a step.
     """
 
@@ -42,6 +41,7 @@ class Size:
         seeds: trainings of each.
         width: D of the decoders, which have two layers.
         stages: of the training, from short logs to the last stage's, of T events.
+        quick: mixers that take so many times the steps, for a comparable time of training.
         peak_lr: of AdamW in the first stage; half of it in the later ones.
         contexts: logs of each length that a decoder is judged on.
         pairs_of_a_log: the pairs of claims about each.
@@ -55,6 +55,7 @@ class Size:
     seeds: int
     width: int
     stages: tuple[Stage, ...]
+    quick: tuple[tuple[str, int], ...]
     peak_lr: float
     contexts: int
     pairs_of_a_log: int
@@ -87,7 +88,7 @@ class Size:
         model = DecoderConfig(width=self.width, layers=2, mixer=mixers(name), remat='none')
         setting = None
         for number, stage in enumerate(self.stages):
-            rate, steps = self.peak_lr / (2 if number else 1), stage.steps * TIMES.get(name, 1)
+            rate, steps = self.peak_lr / (2 if number else 1), stage.steps * dict(self.quick).get(name, 1)
             setting = Setting(
                 model=model,
                 data=stage.task,
@@ -132,6 +133,7 @@ _SMALL = Size(
         Stage(_world(3, 1, 1.0), steps=150, batch=128),
         Stage(_world(8, 2, 0.25), steps=250, batch=64),
     ),
+    quick=((ATTENTION, 4), (CONVOLVED, 4), ('linear_attention', 2)),
     peak_lr=3e-3,
     contexts=384,
     pairs_of_a_log=2,
@@ -159,6 +161,7 @@ _PAPER = dataclasses.replace(
         Stage(FactsAndFibs(events=64, claims_per_row=16), steps=10_000, batch=128),
         Stage(FactsAndFibs(events=4096, claims_per_row=16), steps=20_000, batch=16),
     ),
+    quick=(),
     peak_lr=1e-3,
     contexts=54,
     pairs_of_a_log=16,

@@ -1,7 +1,5 @@
 """The rerun of paper 57: its lines compare what they name, and a claim behind a state is the claim of the whole row."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,12 +151,14 @@ def test_the_checkers_scores_judge_every_kind_and_granularity_right():
     assert np.isnan(judging.of(right, 'kind/none'))
 
 
-def test_a_training_of_several_stages_ends_on_the_tasks_own_rows():
-    setting = SIZES['small'].setting('titans_lmm')
-    lengths = []
-    while setting is not None:
-        lengths.append(setting.data.events)
-        setting = setting.after
-    assert lengths == [stage.task.events for stage in reversed(SIZES['small'].stages)]
-    assert lengths[0] == SIZES['small'].lengths[0]
-    assert dataclasses.replace(SIZES['small']).setting(ATTENTION).after.data.claims_per_row == 1
+def test_a_training_of_several_stages_ends_on_the_tasks_own_rows_and_quick_mixers_take_more_steps():
+    size = SIZES['small']
+    stages = {}
+    for name in (ATTENTION, 'titans_lmm'):
+        setting, stages[name] = size.setting(name), []
+        while setting is not None:
+            stages[name].insert(0, (setting.data, setting.steps))
+            setting = setting.after
+    assert stages['titans_lmm'] == [(stage.task, stage.steps) for stage in size.stages]
+    assert stages[ATTENTION] == [(stage.task, 4 * stage.steps) for stage in size.stages]
+    assert size.stages[0].task.events < size.stages[-1].task.events == size.lengths[0]
