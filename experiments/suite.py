@@ -106,4 +106,17 @@ SUITE: dict[str, SuiteTask] = {
         small=('data.tokens=16', 'training.batch=64'),
         tests=LONGER,
     ),
+    'paired_claims': SuiteTask(
+        group=CLAIMS,
+        config='facts_and_fibs',
+        small=(
+            'data.events=4',
+            'data.entities=3',
+            'data.places=2',
+            'data.objects=2',
+            'data.most=2',
+            'data.noise=1',
+            'training.batch=48',
+        ),
+    ),
 }
