@@ -231,9 +231,8 @@ def write(out: pathlib.Path, found: Found, command: str, missing: Sequence[tuple
     pictures = draw(found, out)
     parts = [f'# Comparison\n\n    {command}\n\n{_provenance(found)}\n']
     if missing:
-        parts.append(
-            f'Not run yet ({len(missing)} cells): {_by_mixer(missing, len({*found, *(task for task, _ in missing)}))}.\n'
-        )
+        tasks = {*found, *(task for task, _ in missing)}
+        parts.append(f'Not run yet ({len(missing)} cells): {_by_mixer(missing, len(tasks))}.\n')
     parts += [markdown(table) for table in ([ranks] if ranks else [])]
     parts += [markdown(table) for table in group_tables(found)]
     parts += [f'![{path.stem}]({path.name})\n' for path in pictures]
