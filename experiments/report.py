@@ -97,9 +97,14 @@ def column_of(fact: str) -> str:
     return max((score for score in SCORES if fact.endswith(score)), key=len, default='loss')
 
 
+def finished(cell: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The runs at the best rate that did not fail; none of what is known exactly."""
+    return [run for run in cell.get('seeds', []) if 'failed' not in run]
+
+
 def mixer_row(mixer: str, cell: Mapping[str, Any]) -> Row:
     """Means over seeds; a run that failed leaves the others, a mixer whose runs all failed a row that says so."""
-    runs = [run for run in cell['seeds'] if 'failed' not in run]
+    runs = finished(cell)
     if not runs:
         return {'name': mixer, cell.get('score') or 'accuracy': 'failed'}
     values = {score: [run['metrics'][score] for run in runs] for score in SCORES if score in runs[0]['metrics']}
@@ -146,12 +151,10 @@ def group_rows(found: Found, tasks: Sequence[str]) -> list[Row]:
     rows: dict[str, Row] = {}
     for task in tasks:
         score = score_of(found[task])
-        for row in task_rows(found[task]):
-            if row['name'].startswith(('exact: ', 'fact: ')):
-                continue
-            line = rows.setdefault(row['name'].partition(' (')[0], {'name': row['name'].partition(' (')[0]})
-            line[task] = row.get(score, '')
-            line.setdefault('spread', {})[task] = row.get('spread', {}).get(score)
+        for mixer, cell in found[task].items():
+            if mixer != EXACT:
+                row, line = mixer_row(mixer, cell), rows.setdefault(mixer, {'name': mixer, 'spread': {}})
+                line[task], line['spread'][task] = row.get(score, ''), row.get('spread', {}).get(score)
         exact = {name: metrics[score] for name, metrics in found[task].get(EXACT, {'exact': {}})['exact'].items()}
         if exact:
             best = (max if score == 'accuracy' else min)(exact, key=exact.get)
@@ -172,25 +175,23 @@ def summary(found: Found) -> Table | None:
     if not complete or len(mixers) < 2:
         return None
     ranks: dict[str, list[float]] = {mixer: [] for mixer in mixers}
+    speeds: dict[str, list[float]] = {mixer: [] for mixer in mixers}
     for task in complete:
         score = score_of(found[task])
-        worst = float('-inf') if score == 'accuracy' else float('inf')
-        values = {mixer: mixer_row(mixer, found[task][mixer]).get(score, worst) for mixer in mixers}
-        values = {mixer: worst if isinstance(value, str) else value for mixer, value in values.items()}
+        sign = 1 if score == 'accuracy' else -1
+        lines = {mixer: mixer_row(mixer, found[task][mixer]) for mixer in mixers}
+        values = {mixer: sign * line[score] if 'steps/s' in line else float('-inf') for mixer, line in lines.items()}
         for mixer, value in values.items():
-            better = sum(other > value if score == 'accuracy' else other < value for other in values.values())
+            better = sum(other > value for other in values.values())
             equal = sum(other == value for other in values.values())
             ranks[mixer].append(better + (equal + 1) / 2)
+            speeds[mixer] += [lines[mixer]['steps/s']] if 'steps/s' in lines[mixer] else []
     rows = [
         {
             'name': mixer,
             'mean rank': statistics.mean(ranks[mixer]),
             'first': sum(rank < 2 for rank in ranks[mixer]),
-            'steps/s': statistics.median(
-                row['steps/s']
-                for row in (mixer_row(mixer, found[task][mixer]) for task in complete)
-                if 'steps/s' in row
-            ),
+            **({'steps/s': statistics.median(speeds[mixer])} if speeds[mixer] else {}),
         }
         for mixer in sorted(mixers, key=lambda mixer: statistics.mean(ranks[mixer]))
     ]
@@ -295,7 +296,7 @@ def curves_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list[fl
     """mixer -> (places, accuracy), the mean over seeds, of a task whose accuracy has a curve."""
     lines = {}
     for mixer, cell in cells.items():
-        runs = [run['metrics'] for run in cell.get('seeds', []) if 'failed' not in run]
+        runs = [run['metrics'] for run in finished(cell)]
         name = next((name for name in (runs[0] if runs else ()) if name.startswith('accuracy_by_')), None)
         if name is not None:
             means = [statistics.mean(values) for values in zip(*(run[name] for run in runs))]
@@ -307,7 +308,7 @@ def lengths_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list[f
     """mixer -> (times the length of training, score), of a task whose tests are named 2x, 8x and the like."""
     lines = {}
     for mixer, cell in cells.items():
-        runs = [run for run in cell.get('seeds', []) if 'failed' not in run]
+        runs = finished(cell)
         tests = [name for name in (runs[0].get('tests', {}) if runs else ()) if name.endswith('x')]
         if tests:
             score = cell['score']

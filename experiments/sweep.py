@@ -13,7 +13,6 @@ A step is the library's own (`training/step.py`). The learning rate of a config 
 import dataclasses
 import functools
 import math
-import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,13 +24,14 @@ from flax import linen as nn
 
 from jattn.nn.losses import Mean
 from jattn.testbeds.task import Batch, Task
+from jattn.training.evaluate import mean_metrics
 from jattn.training.experiment import Experiment
-from jattn.training.feed import make_feed
+from jattn.training.feed import draw, make_feed
 from jattn.training.loop import DROPOUT
-from jattn.training.partition import repeat
+from jattn.training.partition import repeat, stack
 from jattn.training.step import TrainState, abstract_params, eval_step, init_state, train_step
 from jattn.training.warm_start import warm_start
-from jattn.typing import Array, Float, Key, PyTree
+from jattn.typing import Array, Float, Key
 
 Metrics = dict[str, Any]  # name -> number, or a list of numbers (a curve)
 LOOKS = 10  # how often a run's training loss is kept
@@ -123,7 +123,9 @@ class Program:
         began, trace = time.perf_counter(), []
         for step in _stops(training.steps, training.steps_per_call):
             count = step - (trace[-1][0] if trace else 0)
-            state, metrics = self._advance(root, factor, state, _stacked(feed.take(count)), count)
+            batches = feed.take(count)
+            batches = None if batches is None else stack(batches)
+            state, metrics = self._advance(root, factor, state, batches, count)
             trace.append((step, float(metrics['train/loss'])))
             if int(state.failed_at) >= 0:
                 failed = f'the loss or the gradient was not finite at step {int(state.failed_at)}'
@@ -145,9 +147,7 @@ class Program:
 
     def evaluate(self, state: TrainState, data: Any, batches: Sequence[Batch]) -> Metrics:
         """name -> mean over all batches; curves are lists."""
-        parts = [jax.device_get(self._score(data, state, batch)) for batch in batches]
-        total = functools.reduce(lambda a, b: jax.tree.map(operator.add, a, b, is_leaf=_is_mean), parts)
-        return {name: np.asarray(mean.value()).tolist() for name, mean in total.items()}
+        return mean_metrics([jax.device_get(self._score(data, state, batch)) for batch in batches])
 
     def costs(self) -> dict[str, float]:
         """Parameters, bytes of state behind a row, and operations of a row's forward pass."""
@@ -180,10 +180,8 @@ class Program:
             jax.random.fold_in(root, DROPOUT),
             None,
         )
-        draw = None
-        if isinstance(config.data, Task):
-            draw = lambda step: config.data.sample_at(jax.random.fold_in(root, step), training.batch, step)
-        return repeat(step, draw, state, batches, n)
+        own = lambda step: draw(config.data, root, step, training.batch)
+        return repeat(step, own if isinstance(config.data, Task) else None, state, batches, n)
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def _score(self, data: Any, state: TrainState, batch: Batch) -> dict[str, Mean]:
@@ -195,27 +193,12 @@ def exact_rows(config: Experiment) -> dict[str, dict[str, float]]:
     data = config.data
     if not isinstance(data, Task):
         return {'exact': {}, 'facts': data.facts()}
-    totals: dict[str, dict[str, Mean]] = {}
     score = jax.jit(lambda batch: {name: data.metrics(said, batch) for name, said in data.baselines(batch).items()})
-    for batch in make_feed(config).eval_batches():
-        found = jax.device_get(score(batch))
-        totals = jax.tree.map(operator.add, totals, found, is_leaf=_is_mean) if totals else found
-    exact = {
-        name: {one: np.asarray(mean.value()).tolist() for one, mean in metrics.items()}
-        for name, metrics in totals.items()
-    }
-    return {'exact': exact, 'facts': data.facts()}
+    parts = [jax.device_get(score(batch)) for batch in make_feed(config).eval_batches()]
+    return {'exact': {name: mean_metrics([part[name] for part in parts]) for name in parts[0]}, 'facts': data.facts()}
 
 
 def _stops(steps: int, steps_per_call: int) -> list[int]:
     """The steps at which a run looks up: about `LOOKS`, multiples of `steps_per_call`, and the last."""
     every = max(math.ceil(steps / LOOKS / steps_per_call), 1) * steps_per_call
     return [*range(every, steps, every), steps]
-
-
-def _stacked(batches: list[Batch] | None) -> PyTree:
-    return None if batches is None else jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-
-
-def _is_mean(node: object) -> bool:
-    return isinstance(node, Mean)

@@ -257,9 +257,9 @@ def values(runs: Sequence[dict[str, float] | None], name: str) -> str:
 
 
 def _mean(found: list[dict[str, Mean]]) -> dict[str, float]:
-    """Sums over sums of counts."""
+    """Sums over sums of counts; curves are lists."""
     total = jax.tree.map(lambda *parts: np.sum(np.asarray(parts, np.float64), axis=0), *found)
-    return {name: float(mean.total / max(mean.count, 1)) for name, mean in total.items()}
+    return {name: np.asarray(mean.value()).tolist() for name, mean in total.items()}
 
 
 def first_rows(setting: Setting, count: int) -> Batch:

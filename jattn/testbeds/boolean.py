@@ -29,28 +29,9 @@ from jattn.testbeds.boolean_clauses import Clauses
 from jattn.testbeds.boolean_family import Family, Params
 from jattn.testbeds.boolean_functions import FUNCTIONS, NearestNeighbours, Parity
 from jattn.testbeds.discrete import CERTAIN
+from jattn.testbeds.points import at_points, interleave, split_points
 from jattn.testbeds.task import Batch, Task
 from jattn.typing import Array, Float, Key, Shape, at_least_float32
-
-
-def interleave(x: Float[Array, 'B S F'], y: Float[Array, 'B S']) -> Float[Array, 'B 2*S F']:
-    """Tokens x_1, (y_1, 0, ...), x_2, (y_2, 0, ...), ...
-
-    >>> interleave(jnp.array([[[1.0, -1.0], [-1.0, -1.0]]]), jnp.array([[1.0, -1.0]]))[0].tolist()
-    [[1.0, -1.0], [1.0, 0.0], [-1.0, -1.0], [-1.0, 0.0]]
-    """
-    labels = jnp.pad(y[..., None], ((0, 0), (0, 0), (0, x.shape[-1] - 1)))
-    return jnp.stack([x, labels], axis=2).reshape(len(x), -1, x.shape[-1])
-
-
-def split_points(inputs: Float[Array, 'B T F']) -> tuple[Float[Array, 'B S F'], Float[Array, 'B S']]:
-    """The inverse of `interleave`."""
-    return inputs[:, ::2], inputs[:, 1::2, 0]
-
-
-def at_points(values: Float[Array, 'B S']) -> Float[Array, 'B 2*S 1']:
-    """Values of points, put at the tokens of their x; zeros at the labels."""
-    return jnp.stack([values, jnp.zeros_like(values)], axis=-1).reshape(len(values), -1, 1)
 
 
 def random_signs(key: Key, shape: Shape) -> Float[Array, '...']:

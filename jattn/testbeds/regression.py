@@ -29,6 +29,7 @@ from jattn.config import nearest
 from jattn.nn.losses import Mean, squared_error
 from jattn.testbeds import regression_solvers as solvers
 from jattn.testbeds.curriculum import Curriculum, Step
+from jattn.testbeds.points import at_points, interleave, split_points
 from jattn.testbeds.regression_functions import FUNCTIONS, Params, Sizes
 from jattn.testbeds.regression_shifts import SHIFTS, shifted_points
 from jattn.testbeds.task import Batch, Task
@@ -189,11 +190,10 @@ class Regression(Task):
         noise = self.label_scale * self.deviation * jax.random.normal(noise_key, noiseless.shape)
         y = jnp.where(is_shown, noiseless + noise, 0)
         is_scored = is_scored & (jnp.arange(self.points) < points)[None]
-        labels = jnp.pad(y[:, :, None], ((0, 0), (0, 0), (0, self.dim - 1)))
         return Batch(
-            inputs=jnp.stack([x, labels], axis=2).reshape(batch, 2 * self.points, self.dim),
-            targets=_at_points(jnp.where(is_scored, y, 0)),
-            mask=_at_points(is_scored.astype(y.dtype))[:, :, 0],
+            inputs=interleave(x, y),
+            targets=at_points(jnp.where(is_scored, y, 0)),
+            mask=at_points(is_scored.astype(y.dtype))[:, :, 0],
             meta={'noiseless': noiseless},
         )
 
@@ -224,7 +224,7 @@ class Regression(Task):
 
     def baselines(self, batch: Batch) -> dict[str, Array]:
         """What the reference algorithms say at every point, from the points before it."""
-        x, y = batch.inputs[:, ::2], batch.inputs[:, 1::2, 0]
+        x, y = split_points(batch.inputs)
         found = {
             'zero': jnp.zeros_like(y),
             'averaging': solvers.averaging(x, y),
@@ -238,7 +238,7 @@ class Regression(Task):
         if self.pool:
             variance = max(self.deviation**2, NO_NOISE)
             found['pool_average'] = solvers.pool_average(lambda numbers: self._says(numbers, x), y, self.pool, variance)
-        return {name: _at_points(values) for name, values in found.items()}
+        return {name: at_points(values) for name, values in found.items()}
 
     def _says(self, numbers: Int32[Array, 'C'], x: Float[Array, 'B S F']) -> Float[Array, 'B S C']:
         """The values of functions of the pool at all points."""
@@ -279,8 +279,3 @@ class Regression(Task):
             pool=min(self.pool, 8),
             curriculum=self.curriculum and self.curriculum.tiny(4, points),
         )
-
-
-def _at_points(values: Float[Array, 'B S']) -> Float[Array, 'B T 1']:
-    """Values of points, put at the places of x; zeros at those of y."""
-    return jnp.stack([values, jnp.zeros_like(values)], axis=-1).reshape(len(values), -1, 1)

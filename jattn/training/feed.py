@@ -20,6 +20,11 @@ from jattn.typing import Array, Key
 EVALUATION = 2**31 - 1  # folded into the root key of evaluation prompts, which no step ever reaches
 
 
+def draw(task: Task, root: Key, step: Array, batch: int) -> Batch:
+    """The rows of a step: they follow from the root of the seed and the step alone."""
+    return task.sample_at(jax.random.fold_in(root, step), batch, step)
+
+
 class TaskFeed:
     """Batches of a testbed: `draw(step)` runs inside the compiled step, so `take` has nothing to give."""
 
@@ -27,7 +32,7 @@ class TaskFeed:
         task, training = config.data, config.training
         root = jax.random.key(training.seed)
         self._task, self._training = task, training
-        self.draw = lambda step: task.sample_at(jax.random.fold_in(root, step), training.batch, step)
+        self.draw = lambda step: draw(task, root, step, training.batch)
         described = json.dumps([config_lib.to_json(task), training.batch, training.seed])
         self._fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
 

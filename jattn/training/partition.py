@@ -111,7 +111,7 @@ class JitPartition:
     def train(self, state: TrainState, batches: list[Batch] | None, n: int) -> tuple[TrainState, dict[str, Array]]:
         """n steps, on these batches (this process's rows) or on drawn ones; the metrics are those of the last."""
         with jax.set_mesh(self.mesh):
-            stacked = None if batches is None else self._put(_stack(batches), self._stacked)
+            stacked = None if batches is None else self._put(stack(batches), self._stacked)
             return self._train(state, stacked, n)
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict:
@@ -171,7 +171,7 @@ class PmapPartition:
 
     def train(self, state: TrainState, batches: list[Batch] | None, n: int) -> tuple[TrainState, dict[str, Array]]:
         """n steps; see `JitPartition.train`."""
-        stacked = None if batches is None else self._split(_stack(batches), axis=1)
+        stacked = None if batches is None else self._split(stack(batches), axis=1)
         state, metrics = self._train(state, stacked, n)
         return state, jax.tree.map(lambda x: x[0], metrics)
 
@@ -215,7 +215,8 @@ class PmapPartition:
 Partition = JitPartition | PmapPartition
 
 
-def _stack(batches: list[Batch]) -> Batch:
+def stack(batches: list[Batch]) -> Batch:
+    """Batches of the host on a leading axis of steps."""
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *batches)
 
 

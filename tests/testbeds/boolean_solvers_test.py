@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jattn.testbeds import boolean_solvers as solvers
-from jattn.testbeds.boolean import Boolean, split_points
+from jattn.testbeds.boolean import Boolean
 from jattn.testbeds.boolean_functions import FUNCTIONS
+from jattn.testbeds.points import split_points
 
 ROWS, POINTS, INPUTS = 30, 12, 4
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jattn.testbeds.boolean import Boolean, random_signs, split_points
+from jattn.testbeds.boolean import Boolean, random_signs
 from jattn.testbeds.boolean_functions import FUNCTIONS, NearestNeighbours
+from jattn.testbeds.points import split_points
 from jattn.testbeds.task import Batch
 
 ROWS = 2500

@@ -12,7 +12,7 @@ from jattn.mixers import MIXERS
 from jattn.models import DecoderConfig
 from jattn.taps import Edit
 from jattn.testbeds import Boolean
-from jattn.testbeds.boolean import split_points
+from jattn.testbeds.points import split_points
 from jattn.understanding import capture
 from jattn.understanding.neighbour_heads import NeighbourHeads, nearest, neighbour_scores, score_neighbour_heads
 

@@ -10,9 +10,10 @@ import numpy as np
 from experiments.papers.contract import ClaimContext, Line
 from experiments.papers.icl_boolean.settings import Size
 from jattn.testbeds import Boolean
-from jattn.testbeds.boolean import random_signs, split_points
+from jattn.testbeds.boolean import random_signs
 from jattn.testbeds.boolean_functions import FUNCTIONS
 from jattn.testbeds.boolean_solvers import nearest_neighbours, parity_elimination
+from jattn.testbeds.points import split_points
 from jattn.typing import Key
 
 PAPER = '06'
