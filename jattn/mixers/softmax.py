@@ -19,12 +19,14 @@ from jattn.nn.block_view import BlockView, attend_blocks
 from jattn.nn.cache import KeyValues, PlainCache, RingCache, View
 from jattn.nn.linear import Linear
 from jattn.nn.norm import RMSNorm
-from jattn.nn.rotary import rotate
+from jattn.nn.rotary import RotaryScaling, rotary_channels, rotate
 from jattn.ops import attention
 from jattn.ops.softmax_attention.blocks import block_pattern
 from jattn.ops.softmax_attention.reference import attend, attention_mask, attention_pattern, attention_scores
 from jattn.taps import PATTERNS, tap, wants_patterns
 from jattn.typing import Array, Float
+
+BIASES = ('none', 'qkv', 'all')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,11 @@ class SoftmaxConfig(MixerConfig):
         window: a query sees the last `window` tokens, itself included (Beltagy et al. 2020); None: all.
         sinks: the first tokens of a document (positions 0 .. sinks-1) stay visible beside a window (Xiao et al. 2023).
         rotary_base: theta of the rotary embedding; None: no positions.
+        rotary_fraction: of a head's channels that are turned; the others have no position (GPT-NeoX).
+        rotary_scaling: of the frequencies, for long rows; None: none.
+        bias: which projections have one: 'none', 'qkv' (Qwen2) or 'all'.
         qk_norm: RMSNorm over the channels of each query and key head, before rotation (Henry et al. 2020).
+        scale: of the scores; None: K^-0.5.
         softcap: c, scores become c tanh(scores / c); None: as they are.
         causal: whether a query sees the past alone.
         cache: the cache policy; None: a ring where there is a window, else plain.
@@ -59,7 +65,11 @@ class SoftmaxConfig(MixerConfig):
     window: int | None = None
     sinks: int = 0
     rotary_base: float | None = 10_000.0
+    rotary_fraction: float = 1.0
+    rotary_scaling: RotaryScaling | None = None
+    bias: str = 'none'
     qk_norm: bool = False
+    scale: float | None = None
     softcap: float | None = None
     causal: bool = True
     cache: PlainCache | BlockCache | None = None
@@ -74,8 +84,14 @@ class SoftmaxConfig(MixerConfig):
         if isinstance(self.cache, BlockCache) and (self.window is not None or not self.causal):
             name = 'window' if self.window is not None else 'causal'
             raise ValueError(f'{name}={getattr(self, name)} hides keys, but cache={self.cache} chooses those to see')
-        if self.width is not None and self.rotary_base is not None and self.channels % 2:
-            raise ValueError(f'head_dim={self.channels} must be even for rotary positions (rotary_base=None: none)')
+        if isinstance(self.cache, BlockCache) and self.scale is not None:
+            raise ValueError(f'scale={self.scale}, but cache={self.cache} scales scores by K^-0.5')
+        if self.bias not in BIASES:
+            raise ValueError(f'bias={self.bias!r} must be one of {", ".join(BIASES)}')
+        if self.width is not None and self.rotary_base is not None:
+            if self.channels % 2:
+                raise ValueError(f'head_dim={self.channels} must be even for rotary positions (rotary_base=None: none)')
+            rotary_channels(self.channels, self.rotary_fraction)
 
     @property
     def pattern_sites(self) -> tuple[str, ...]:
@@ -135,16 +151,17 @@ class Softmax(nn.Module):
     ) -> tuple[Float[Array, 'B T D'], KeyValues | BlockState | None]:
         cfg = self.cfg
         query, key = (cfg.heads, cfg.channels), (cfg.num_key_heads, cfg.channels)
-        q = Linear(query, ('embed', 'heads', 'head'), name='q_proj')(x)
-        k = Linear(key, ('embed', 'heads', 'head'), name='k_proj')(x)
-        v = Linear(key, ('embed', 'heads', 'head'), name='v_proj')(x)
+        bias = cfg.bias != 'none'
+        q = Linear(query, ('embed', 'heads', 'head'), bias, name='q_proj')(x)
+        k = Linear(key, ('embed', 'heads', 'head'), bias, name='k_proj')(x)
+        v = Linear(key, ('embed', 'heads', 'head'), bias, name='v_proj')(x)
         if cfg.qk_norm:
             q, k = RMSNorm(axis='head', name='q_norm')(q), RMSNorm(axis='head', name='k_norm')(k)
         q, k, v = tap(self, 'q', q), tap(self, 'k', k), tap(self, 'v', v)
 
         z, state = self._read(q, k, v, context, state)
         z = tap(self, 'z', self._weigh(z, x, q, context))
-        return Linear(x.shape[-1:], ('heads', 'head', 'embed'), name='o_proj')(z), state
+        return Linear(x.shape[-1:], ('heads', 'head', 'embed'), cfg.bias == 'all', name='o_proj')(z), state
 
     def _read(
         self, q: Array, k: Array, v: Array, context: Context, state: KeyValues | BlockState | None
@@ -161,7 +178,10 @@ class Softmax(nn.Module):
         return z
 
     def _rotate(self, x: Array, positions: Array) -> Array:
-        return x if self.cfg.rotary_base is None else rotate(x, positions, self.cfg.rotary_base)
+        cfg = self.cfg
+        if cfg.rotary_base is None:
+            return x
+        return rotate(x, positions, cfg.rotary_base, cfg.rotary_fraction, cfg.rotary_scaling)
 
     def _attend(self, view: View | BlockView) -> Float[Array, 'B T H V']:
         cfg = self.cfg
@@ -170,9 +190,10 @@ class Softmax(nn.Module):
         visible = dict(
             causal=cfg.causal, window=cfg.window, sinks=cfg.sinks, segments=view.segments, positions=view.positions
         )
+        shape = dict(softcap=cfg.softcap, scale=cfg.scale)
         if not wants_patterns(self):
-            return attention(view.q, view.k, view.v, **visible, softcap=cfg.softcap, implementation=cfg.implementation)
+            return attention(view.q, view.k, view.v, **visible, **shape, implementation=cfg.implementation)
         mask = attention_mask(view.q, view.k, **visible)
-        scores = tap(self, 'scores', attention_scores(view.q, view.k, mask, softcap=cfg.softcap), PATTERNS)
+        scores = tap(self, 'scores', attention_scores(view.q, view.k, mask, **shape), PATTERNS)
         pattern = tap(self, 'pattern', attention_pattern(scores, mask), PATTERNS)
         return attend(pattern, view.v)

@@ -1,8 +1,11 @@
-"""The decoder: a read-in, a tiled pattern of pre-norm blocks, a read-out. Any mixer, any hybrid, one file.
+"""The decoder: a read-in, a tiled pattern of blocks, a read-out. Any mixer, any hybrid, one file.
 
     x = read_in(inputs) (+ position_p)
-    x = x + mixer(norm(x));   x = x + feed_forward(norm(x))        for every layer
+    x = x + mixer(norm(x));   x = x + feed_forward(norm(x))        for every layer, where block='pre'
     outputs = read_out(norm(x))
+
+Other forms of a block are those of published models: `post` x = norm(x + f(x)), and no norm at the end (BERT);
+`sandwich` x = x + norm(f(norm(x))) (Gemma 2); `parallel` x = x + mixer(norm(x)) + feed_forward(norm(x)) (GPT-NeoX).
 
 The pattern of mixers is tiled over the depth: (a, b, c) over 7 layers is a b c a b c a. With `scan` the whole repeats
 of the pattern are one `nn.scan` (compile time does not grow with the depth); the remainder is scanned at length 1, so
@@ -29,6 +32,7 @@ from jattn.nn.side_channels import LOSSES, METRICS, MIXER_STATE
 from jattn.taps import EDITS, PATTERNS, TAPS, tap
 from jattn.typing import Array, Bool, Float, PyTree
 
+BLOCKS = ('pre', 'post', 'sandwich', 'parallel')
 REMAT = ('none', 'block')
 READ_IN = ('tokens', 'linear')
 # Collections that have one entry a layer; `edits` is read, the others are written.
@@ -46,11 +50,18 @@ class DecoderConfig(TrunkConfig):
         cross: attention to `context.source` after every mixer; None: none.
         feed_forward: of every block; None: blocks are mixers alone.
         norm: 'rms' or 'layer'.
+        norm_epsilon: of all norms of the trunk.
+        block: where a block's norms stand: 'pre', 'post', 'sandwich' or 'parallel'.
+        layer_scale: the first value of a learned scale of every channel of what a block adds (Touvron et al. 2021);
+            None: none.
         read_in: 'tokens' (an embedding) or 'linear' (vectors); None: as the data says.
         input_size: vocabulary, or features of an input vector; None: as the data says.
         output_size: vocabulary, or features of an output vector; None: as the data says.
         max_positions: learned absolute positions 0 .. max_positions-1, added to the read-in; None: none.
+        embed_scale: of embedded tokens; None: sqrt(D), unit variance at the start.
+        embed_norm: a norm of what goes into the first block.
         tied: the read-out is the transposed embedding (tokens only).
+        softcap: c, outputs become c tanh(outputs / c); None: as they are.
         ends_hidden: units of a hidden GELU layer in the read-in of vectors and in the read-out (what a frozen backbone
             is read through); None: both are linear.
         scan: whether the repeats of the pattern are scanned.
@@ -70,11 +81,17 @@ class DecoderConfig(TrunkConfig):
     cross: CrossAttentionConfig | None = None
     feed_forward: FeedForwardConfig | None = FeedForwardConfig()
     norm: str = 'rms'
+    norm_epsilon: float = 1e-6
+    block: str = 'pre'
+    layer_scale: float | None = None
     read_in: str | None = None
     input_size: int | None = None
     output_size: int | None = None
     max_positions: int | None = None
+    embed_scale: float | None = None
+    embed_norm: bool = False
     tied: bool = False
+    softcap: float | None = None
     ends_hidden: int | None = None
     scan: bool = True
     remat: str = 'block'
@@ -83,6 +100,7 @@ class DecoderConfig(TrunkConfig):
     def __post_init__(self) -> None:
         for name, value, legal in (
             ('norm', self.norm, tuple(NORMS)),
+            ('block', self.block, BLOCKS),
             ('remat', self.remat, REMAT),
             ('read_in', self.read_in, (*READ_IN, None)),
         ):
@@ -92,6 +110,8 @@ class DecoderConfig(TrunkConfig):
             raise ValueError('mixer=() must name at least one mixer')
         if self.layers < 1 or self.width < 1:
             raise ValueError(f'layers={self.layers} and width={self.width} must be positive')
+        if self.block == 'parallel' and (self.cross is not None or self.feed_forward is None):
+            raise ValueError("block='parallel' is a mixer beside a feed-forward: cross must be None, feed_forward not")
         if self.tied and self.read_in == 'linear':
             raise ValueError("tied=True needs an embedding, but read_in='linear'")
         if self.ends_hidden is not None and (self.tied or self.ends_hidden < 1):
@@ -120,6 +140,10 @@ class DecoderConfig(TrunkConfig):
         for group, (mixers, repeats) in self.groups().items():
             places += [((group, f'block_{slot}'), n) for n in range(repeats) for slot in range(len(mixers))]
         return places
+
+    def make_norm(self, name: str) -> nn.Module:
+        """A norm of the trunk."""
+        return NORMS[self.norm](epsilon=self.norm_epsilon, name=name)
 
     @property
     def document_align(self) -> int:
@@ -188,31 +212,46 @@ class Stream:
 
 
 class Block(nn.Module):
-    """One layer: x + mixer(norm(x)), perhaps + cross(norm(x)), then x + feed_forward(norm(x))."""
+    """One layer: the mixer, perhaps cross-attention, the feed-forward, each added to the stream with its norms."""
 
     cfg: DecoderConfig
     mixer: MixerConfig
 
     @nn.compact
     def __call__(self, stream: Stream, context: Context, state: PyTree) -> tuple[Stream, PyTree]:
-        norm = NORMS[self.cfg.norm]
-        x = tap(self, 'resid_pre', stream.x)
+        x = before = tap(self, 'resid_pre', stream.x)
         cross = self.cfg.cross
         state, source = state if cross is not None and state is not None else (state, None)
-        mixer, normed = self.mixer.make(name='mixer'), norm(name='mixer_norm')(x)
+        mixer, normed = self.mixer.make(name='mixer'), self._before('mixer', x)
         if self.mixer.shares_first_value:
             stream = stream.with_value(mixer.first_value(normed, context, state))
             context = context.replace(first_value=stream.first_value)
         y, state = mixer(normed, context, state)
-        x = tap(self, 'resid_mid', x + tap(self, 'attn_out', y))
+        x = tap(self, 'resid_mid', self._add('mixer', 'attn_out', x, y))
         if cross is not None:
-            y, source = cross.make(name='cross')(norm(name='cross_norm')(x), context, source)
-            x = x + tap(self, 'cross_out', y)
+            y, source = cross.make(name='cross')(self._before('cross', x), context, source)
+            x = self._add('cross', 'cross_out', x, y)
             state = None if state is None else (state, source)
         if self.cfg.feed_forward is not None:
-            y = self.cfg.feed_forward.make(name='feed_forward')(norm(name='feed_forward_norm')(x))
-            x = x + tap(self, 'mlp_out', y)
+            read = before if self.cfg.block == 'parallel' else x
+            y = self.cfg.feed_forward.make(name='feed_forward')(self._before('feed_forward', read))
+            x = self._add('feed_forward', 'mlp_out', x, y)
         return stream.replace(x=tap(self, 'resid_post', x)), state
+
+    def _before(self, part: str, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+        """What a part of the block reads."""
+        return x if self.cfg.block == 'post' else self.cfg.make_norm(f'{part}_norm')(x)
+
+    def _add(self, part: str, site: str, x: Float[Array, 'B T D'], y: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+        """The stream with what a part of the block adds; the site is what is added."""
+        cfg = self.cfg
+        if cfg.block == 'sandwich':
+            y = cfg.make_norm(f'{part}_out_norm')(y)
+        if cfg.layer_scale is not None:
+            init = nn.with_logical_partitioning(nn.initializers.constant(cfg.layer_scale), ('embed',))
+            y = y * self.param(f'{part}_scale', init, y.shape[-1:], jnp.float32).astype(y.dtype)[None, None]
+        x = x + tap(self, site, y)
+        return cfg.make_norm(f'{part}_norm')(x) if cfg.block == 'post' else x
 
 
 class Group(nn.Module):
@@ -260,8 +299,10 @@ class Decoder(nn.Module):
             stream, states = group(stream, context, None if state is None else state[name])
             if state is not None:
                 after[name] = states
-        x = NORMS[cfg.norm](name='final_norm')(stream.x)
-        return tap(self, 'logits', self._read_out(x, embedding, context)), after
+        x = stream.x if cfg.block == 'post' else cfg.make_norm('final_norm')(stream.x)
+        outputs = self._read_out(x, embedding, context)
+        outputs = outputs if cfg.softcap is None else cfg.softcap * jnp.tanh(outputs / cfg.softcap)
+        return tap(self, 'logits', outputs), after
 
     def _embed(
         self, inputs: Array, embedding: Array | None, context: Context, state: PyTree | None
@@ -273,7 +314,7 @@ class Decoder(nn.Module):
             x = x + self._positions(rows.positions, x.shape[1]).astype(x.dtype)
             if state is not None:
                 after['cursor'] = rows.cursor
-        return x, after
+        return self.cfg.make_norm('embed_norm')(x) if self.cfg.embed_norm else x, after
 
     def _stream(self, x: Float[Array, 'B T D']) -> Stream:
         """What goes into the first layer."""
@@ -296,7 +337,8 @@ class Decoder(nn.Module):
             axes = ('features' if cfg.ends_hidden is None else 'mlp', 'embed')
             return Linear((cfg.width,), axes, name='read_in')(x)
         # Unit variance at the start, as every block's output has.
-        return embedding.astype(cfg.dtype)[inputs] * cfg.width**0.5
+        scale = cfg.width**0.5 if cfg.embed_scale is None else cfg.embed_scale
+        return embedding.astype(cfg.dtype)[inputs] * scale
 
     def _positions(self, positions: Array | None, tokens: int) -> Float[Array, '*B T D']:
         limit = self.cfg.max_positions

@@ -11,6 +11,7 @@ from typing import Self
 from jattn.contract import Context, MixerConfig
 from jattn.mixers.softmax import SoftmaxConfig
 from jattn.models.decoder import Decoder, DecoderConfig
+from jattn.nn.convolution_stem import ConvolutionStemConfig
 from jattn.nn.linear import Linear
 from jattn.poolers.pooler import PoolerConfig
 from jattn.poolers.simple import MeanConfig
@@ -22,6 +23,7 @@ class EncoderConfig(DecoderConfig):
     """The encoder; the fields of `DecoderConfig`, and
 
     Attributes:
+        stem: convolutions in place of the linear read-in of vectors; None: none.
         pooler: what makes one vector of a row's tokens; None: an output a token.
         read_out: whether the last map follows, to `output_size`; else the outputs are features of width D.
 
@@ -34,6 +36,7 @@ class EncoderConfig(DecoderConfig):
     """
 
     mixer: tuple[MixerConfig, ...] = (SoftmaxConfig(causal=False),)
+    stem: ConvolutionStemConfig | None = None
     pooler: PoolerConfig | None = MeanConfig()
     read_out: bool = True
 
@@ -41,17 +44,21 @@ class EncoderConfig(DecoderConfig):
         super().__post_init__()
         if self.ends_hidden is not None:
             raise ValueError(f'ends_hidden={self.ends_hidden} is of a decoder: an encoder ends in its pooler')
+        if self.stem is not None and self.read_in == 'tokens':
+            raise ValueError("stem: convolutions read vectors, but read_in='tokens'")
 
     def make(self, **flax_kwargs: object) -> 'Encoder':
         return Encoder(self, **flax_kwargs)
 
     def init_state(self, batch: int, capacity: int) -> PyTree:
+        if self.stem is not None:
+            raise ValueError('an encoder with a stem of convolutions reads whole rows and has no state')
         if self.pooler is not None:
             raise ValueError(f'an encoder that ends in {type(self.pooler).__name__} reads whole rows and has no state')
         return super().init_state(batch, capacity)
 
     def flops(self, tokens: int) -> int:
-        """As the decoder's; that of the pooler is not counted."""
+        """As the decoder's; that of a stem or a pooler is not counted."""
         read_outs = 0 if not self.read_out else tokens if self.pooler is None else 1
         return super().flops(tokens) - 2 * (tokens - read_outs) * self.width * self.output_size
 
@@ -64,6 +71,19 @@ class Encoder(Decoder):
     """The module of `EncoderConfig`."""
 
     cfg: EncoderConfig
+
+    def _read_in(self, inputs: Array, embedding: Array | None) -> Float[Array, 'B T D']:
+        cfg = self.cfg
+        if cfg.stem is None:
+            return super()._read_in(inputs, embedding)
+        return cfg.stem.make(name='read_in')(inputs.astype(cfg.dtype), cfg.width)
+
+    def _embed(
+        self, inputs: Array, embedding: Array | None, context: Context, state: PyTree | None
+    ) -> tuple[Float[Array, 'B T D'], PyTree | None]:
+        if self.cfg.stem is not None and (context.positions is not None or context.segments is not None):
+            raise ValueError('an encoder with a stem of convolutions reads whole rows: no positions, no segments')
+        return super()._embed(inputs, embedding, context, state)
 
     def _read_out(self, x: Float[Array, 'B T D'], embedding: Array | None, context: Context) -> Array:
         cfg = self.cfg

@@ -68,6 +68,7 @@ def generate(
     key: Key | None = None,
     sampling: Sampling = Sampling(),
     capacity: int | None = None,
+    chunk: int | None = None,
     collections: Mapping[str, PyTree] | None = None,
 ) -> Int32[Array, 'B N']:
     """Continues each prompt by `new_tokens` tokens.
@@ -81,6 +82,8 @@ def generate(
         key: needed where the temperature is positive.
         sampling: how tokens are drawn.
         capacity: tokens that the state must hold; None: the longest prompt and the new tokens.
+        chunk: tokens of a call of the prefill, so that the memory of a long prompt is that of one chunk and the state;
+            None: the prompts are one call.
         collections: the model's slow state, if it has any.
 
     Raises:
@@ -99,11 +102,14 @@ def generate(
             raise ValueError(
                 f'generate: {longest} prompt tokens and {new_tokens} new ones need {needed}, but {name}={limit}'
             )
+    if chunk is not None and chunk < 1:
+        raise ValueError(f'generate: chunk={chunk} must be at least 1')
     if sampling.temperature > 0 and key is None:
         raise ValueError(f'generate: temperature={sampling.temperature} needs a key')
     key = jax.random.key(0) if key is None else key
     variables = {'params': params, **(collections or {})}
-    return _generate(model, sampling, new_tokens, capacity or needed, variables, prompts, lengths, key)
+    chunk = chunk or prompts.shape[1]
+    return _generate(model, sampling, new_tokens, capacity or needed, chunk, variables, prompts, lengths, key)
 
 
 def generate_text(
@@ -131,21 +137,47 @@ def generate_text(
     return [bytes(row.tolist()).decode(errors='replace') for row in out.astype(jnp.uint8)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def prefill(
+    model: nn.Module,
+    variables: PyTree,
+    state: PyTree,
+    prompts: Int32[Array, 'B T'],
+    lengths: Int32[Array, 'B'],
+    chunk: int,
+) -> tuple[Float[Array, 'B E'], PyTree]:
+    """Reads prompts in calls of `chunk` tokens: the logits at each row's last token, and the state behind it."""
+    batch, tokens = prompts.shape
+    pieces = jnp.pad(prompts, ((0, 0), (0, -tokens % chunk))).reshape(batch, -1, chunk).swapaxes(0, 1)
+    starts = chunk * jnp.arange(len(pieces))
+
+    def call(carry: tuple[PyTree, Array], piece: tuple[Array, Array]) -> tuple[tuple[PyTree, Array], None]:
+        (state, last), (tokens, start) = carry, piece
+        real: Bool[Array, 'B C'] = start + jnp.arange(chunk)[None] < lengths[:, None]
+        logits, state = model.apply(variables, tokens, Context(segments=real.astype(jnp.int32)), state)
+        place = (lengths - 1 - start)[:, None, None]
+        own = jnp.take_along_axis(logits, jnp.clip(place, 0, chunk - 1), axis=1)[:, 0]
+        ends_here = (place >= 0) & (place < chunk)
+        return (state, jnp.where(ends_here[:, 0], own, last)), None
+
+    blank = jnp.zeros((batch, model.cfg.output_size), model.cfg.dtype)
+    (state, last), _ = jax.lax.scan(call, (state, blank), (pieces, starts))
+    return last, state
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _generate(
     model: nn.Module,
     sampling: Sampling,
     new_tokens: int,
     capacity: int,
+    chunk: int,
     variables: PyTree,
     prompts: Array,
     lengths: Array,
     key: Key,
 ) -> Array:
-    real: Bool[Array, 'B T'] = jnp.arange(prompts.shape[1])[None] < lengths[:, None]
     state = model.cfg.init_state(prompts.shape[0], capacity)
-    logits, state = model.apply(variables, prompts, Context(segments=real.astype(jnp.int32)), state)
-    last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    last, state = prefill(model, variables, state, prompts, lengths, chunk)
 
     def step(carry: tuple[PyTree, Array], step_key: Key) -> tuple[tuple[PyTree, Array], Array]:
         state, logits = carry

@@ -25,6 +25,7 @@ class VisionConfig(EncoderConfig):
 
     Attributes:
         patch: pixels of a patch's side; it divides the image's height and width.
+        patch_bias: whether the map from patches to tokens has a bias.
         cls: whether a learned token leads the patches, for the poolers `cls` and others that read it.
         registers: learned tokens that no pooler sees.
 
@@ -38,6 +39,7 @@ class VisionConfig(EncoderConfig):
 
     mixer: tuple[MixerConfig, ...] = (SoftmaxConfig(causal=False, rotary_base=None),)
     patch: int = 4
+    patch_bias: bool = False
     cls: bool = True
     registers: int = 0
 
@@ -45,8 +47,8 @@ class VisionConfig(EncoderConfig):
         super().__post_init__()
         if self.patch < 1 or self.registers < 0:
             raise ValueError(f'patch={self.patch} must be at least 1 and registers={self.registers} at least 0')
-        if self.read_in == 'tokens' or self.max_positions is not None:
-            raise ValueError('a vision encoder reads images: read_in is linear, and max_positions None')
+        if self.read_in == 'tokens' or self.max_positions is not None or self.stem is not None:
+            raise ValueError('a vision encoder reads images: read_in is linear, max_positions and stem None')
 
     @property
     def prefix(self) -> int:
@@ -72,7 +74,8 @@ class Vision(Encoder):
         if state is not None:
             raise ValueError('a vision encoder reads whole images and has no state')
         cfg = self.cfg
-        x = Linear((cfg.width,), ('features', 'embed'), name='read_in')(patches(inputs.astype(cfg.dtype), cfg.patch))
+        pixels = patches(inputs.astype(cfg.dtype), cfg.patch)
+        x = Linear((cfg.width,), ('features', 'embed'), cfg.patch_bias, name='read_in')(pixels)
         x = x + self._learned('positions', x.shape[1]).astype(x.dtype)[None]
         if cfg.prefix:
             learned = self._learned('prefix', cfg.prefix).astype(x.dtype)

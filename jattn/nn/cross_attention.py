@@ -41,10 +41,12 @@ class CrossAttentionConfig:
     Attributes:
         heads: H; they divide the width.
         capacity: tokens of a source that a state holds.
+        use_bias: biases on every projection.
     """
 
     heads: int = 4
     capacity: int = 256
+    use_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.capacity < 1:
@@ -79,7 +81,7 @@ class CrossAttention(nn.Module):
             raise ValueError('cross-attention needs context.source: there is no state that could hold an earlier one')
         rows = locate(context, x.shape[:2], None if state is None else state.cursor)
         split = (cfg.heads, divide('width', x.shape[-1], 'cross.heads', cfg.heads))
-        q = tap(self, 'cross_q', Linear(split, ('embed', 'heads', 'head'), name='q_proj')(x))
+        q = tap(self, 'cross_q', Linear(split, ('embed', 'heads', 'head'), cfg.use_bias, name='q_proj')(x))
         if context.source is not None or self.is_initializing():
             own = self._source(context, split)
             state = own if state is None else self._stored(state, own)
@@ -87,7 +89,7 @@ class CrossAttention(nn.Module):
         own_ids = jnp.ones(x.shape[:2], jnp.int32) if rows.segments is None else rows.segments
         z = attention(q, k, v, causal=False, segments=(own_ids, state.segments))
         z = tap(self, 'cross_z', z)
-        y = Linear(x.shape[-1:], ('heads', 'head', 'embed'), name='o_proj')(z)
+        y = Linear(x.shape[-1:], ('heads', 'head', 'embed'), cfg.use_bias, name='o_proj')(z)
         return y, None if rows.cursor is None else state.replace(cursor=rows.cursor)
 
     def _source(self, context: Context, split: tuple[int, int]) -> SourceState:
@@ -95,7 +97,8 @@ class CrossAttention(nn.Module):
         source, segments = context.source, context.source_segments
         if segments is None:
             segments = jnp.ones(source.shape[:2], jnp.int32)
-        k, v = (Linear(split, ('embed', 'heads', 'head'), name=f'{name}_proj')(source) for name in 'kv')
+        axes, bias = ('embed', 'heads', 'head'), self.cfg.use_bias
+        k, v = (Linear(split, axes, bias, name=f'{name}_proj')(source) for name in 'kv')
         return SourceState(Cursor.fresh(len(source)), k, v, segments)
 
     def _stored(self, state: SourceState, own: SourceState) -> SourceState:

@@ -33,13 +33,19 @@ class SimpleConfig(PoolerConfig):
 class MeanConfig(SimpleConfig):
     """The mean of the real tokens.
 
+    Attributes:
+        unit: whether it is divided by its length (sentence embeddings).
+
     >>> vec, maps = MeanConfig(width=1).make().apply({}, jnp.array([[[1.0], [3.0]]]))
     >>> vec.tolist(), maps
     ([[2.0]], None)
     """
 
+    unit: bool = False
+
     def pool(self, tokens: Float[Array, 'B T D'], real: Bool[Array, 'B T']) -> Float[Array, 'B D']:
-        return mean_over_tokens(tokens, real)
+        mean = mean_over_tokens(tokens, real)
+        return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12) if self.unit else mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
