@@ -8,8 +8,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / 'jattn'
 # Each room may import those before it.
 ROOMS = [
-    'typing', 'taps', 'config', 'flops', 'ops', 'contract', 'nn', 'memories', 'mixers', 'poolers', 'models', 'testbeds',
-    'data', 'training', 'understanding',
+    'typing', 'taps', 'config', 'flops', 'ops', 'contract', 'nn', 'memories', 'mixers', 'poolers', 'models', 'interop',
+    'testbeds', 'data', 'training', 'understanding',
 ]  # fmt: skip
 FILES = sorted(ROOT.rglob('*.py'))
 

