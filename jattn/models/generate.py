@@ -6,7 +6,7 @@ row goes on from its own last token, at its own position.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -108,8 +108,13 @@ def generate(
         raise ValueError(f'generate: temperature={sampling.temperature} needs a key')
     key = jax.random.key(0) if key is None else key
     variables = {'params': params, **(collections or {})}
-    chunk = chunk or prompts.shape[1]
+    chunk = min(chunk or prompts.shape[1], prompts.shape[1])
     return _generate(model, sampling, new_tokens, capacity or needed, chunk, variables, prompts, lengths, key)
+
+
+def from_bytes(ids: Sequence[int]) -> str:
+    """The text of bytes; those that are no text show as the replacement sign."""
+    return bytes(ids).decode(errors='replace')
 
 
 def generate_text(
@@ -120,21 +125,32 @@ def generate_text(
     *,
     key: Key | None = None,
     sampling: Sampling = Sampling(),
+    chunk: int | None = None,
+    encode: Callable[[str], Sequence[int]] = str.encode,
+    decode: Callable[[Sequence[int]], str] = from_bytes,
+    end: int | None = None,
     collections: Mapping[str, PyTree] | None = None,
 ) -> list[str]:
-    """The continuation of each prompt by a model of bytes; bytes that are no text show as the replacement sign.
+    """The continuation of each prompt, by default of a model of bytes.
+
+    Args:
+        model, params, new_tokens, key, sampling, chunk, collections: as `generate`.
+        prompts: texts.
+        encode, decode: text to token ids and back.
+        end: the id that ends a text: a continuation is cut before it; None: none does.
 
     Raises:
         ValueError: an empty prompt, and as `generate`.
     """
-    encoded = [prompt.encode() for prompt in prompts]
+    encoded = [list(encode(prompt)) for prompt in prompts]
     if not all(encoded):
-        raise ValueError('generate_text: a prompt is empty, but the model must read at least one byte')
+        raise ValueError('generate_text: a prompt is empty, but the model must read at least one token')
     longest = max(map(len, encoded))
-    tokens = jnp.array([list(row.ljust(longest, b'\0')) for row in encoded], jnp.int32)
+    tokens = jnp.array([row + [0] * (longest - len(row)) for row in encoded], jnp.int32)
     lengths = jnp.array([len(row) for row in encoded], jnp.int32)
-    out = generate(model, params, tokens, lengths, new_tokens, key=key, sampling=sampling, collections=collections)
-    return [bytes(row.tolist()).decode(errors='replace') for row in out.astype(jnp.uint8)]
+    options = dict(key=key, sampling=sampling, chunk=chunk, collections=collections)
+    rows = generate(model, params, tokens, lengths, new_tokens, **options).tolist()
+    return [decode(row[: row.index(end)] if end in row else row) for row in rows]
 
 
 def prefill(
