@@ -38,6 +38,7 @@ SCORES = (
     'mse',
     'mae',
 )
+COLORS = (*(f'C{n}' for n in range(10)), 'black', 'gold', 'darkblue', 'lime')  # enough for the mixers of the suite
 Row = dict[str, Any]
 Found = Mapping[str, Mapping[str, Mapping[str, Any]]]  # task -> mixer -> cell
 
@@ -222,7 +223,7 @@ def text_of(row: Row, name: str) -> str:
     if isinstance(value, str):
         return value
     spread = row.get('spread', {}).get(name)
-    return show(value) + ('' if spread is None else f' ± {show(spread)}')
+    return show(value) + ('' if spread is None else f' ± {spread:.2g}')
 
 
 def write(out: pathlib.Path, found: Found, command: str, missing: Sequence[tuple[str, str]]) -> None:
@@ -259,15 +260,15 @@ def _provenance(found: Found) -> str:
     cells = [cell for task in found.values() for name, cell in task.items() if name != EXACT]
     if not cells:
         return ''
-    seconds = sum(run['seconds'] for cell in cells for run in _runs(cell) if 'seconds' in run)
-    slowest = max((run['seconds'] for cell in cells for run in _runs(cell) if 'seconds' in run), default=0)
+    each = [run['seconds'] for cell in cells for run in _runs(cell) if 'seconds' in run]
     one, seeds = cells[0], max(len(cell['seeds']) for cell in cells)
     packages = ', '.join(f'{name} {version}' for name, version in one['versions'].items())
     return (
         f'{len(cells)} cells, {sum(len(_runs(cell)) for cell in cells)} runs: learning rates '
         f'{", ".join(f"{rate:g}" for rate in one["asks"]["rates"])}, {seeds} seeds at the best '
-        f'(seed 0 and up); scores are mean ± half the range over seeds. {seconds / 60:.0f} minutes of training, at '
-        f'most {slowest:.0f} s a run, on {one["device"]} with {one["cores"]} cores; {packages}.'
+        f'(seed 0 and up); scores are mean ± half the range over seeds. A run took {statistics.median(each):.0f} s in '
+        f'the median (the first of a cell compiles), on {one["device"]} with {one["cores"]} cores, '
+        f'several cells at a time; {packages}.'
     )
 
 
@@ -279,7 +280,7 @@ def _runs(cell: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def draw(found: Found, out: pathlib.Path) -> list[pathlib.Path]:
     """The pictures there is something for; a mixer has one style in all of them."""
     mixers = dict.fromkeys(mixer for cells in found.values() for mixer in cells if mixer != EXACT)
-    styles = {m: dict(color=f'C{n % 10}', linestyle=('-', '--', ':')[n % 3]) for n, m in enumerate(mixers)}
+    styles = {m: dict(color=COLORS[n % len(COLORS)], linestyle=('-', '--', ':')[n % 3]) for n, m in enumerate(mixers)}
     paths = []
     for name, label, lines_of, ticks in (
         ('positions', 'point, place or copy', curves_of, None),
