@@ -5,14 +5,16 @@ Hugging Face has already reordered the rotary channels into halves, as ours are;
 (`jattn/interop/gguf.py`). Weights are (out, in) on their side.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
-from jattn.config import ConfigError
+from jattn.config import ConfigError, difference
 from jattn.interop.family import Config, Family, need
-from jattn.interop.rules import TRANSPOSED, Rule, join_heads, split_bias, split_heads
+from jattn.interop.rules import TRANSPOSED, UNUSED, Rule, join_heads, split_bias, split_heads
 from jattn.mixers.softmax import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
+from jattn.nn.cache import PlainCache
 from jattn.nn.feed_forward import FeedForwardConfig
 from jattn.nn.rotary import RotaryScaling
 
@@ -21,8 +23,8 @@ def trunk(config: Config) -> DecoderConfig:
     """The decoder of a config with model_type llama, mistral, qwen2 or qwen3."""
     need(config, 'hidden_act', ['silu'])
     kind, width, heads = config['model_type'], config['hidden_size'], config['num_attention_heads']
-    windowed = kind == 'mistral' or (config.get('use_sliding_window', False) and not config.get('max_window_layers', 0))
-    if config.get('use_sliding_window', False) and not windowed:
+    windowed = config.get('use_sliding_window', kind == 'mistral')
+    if windowed and kind != 'mistral' and config.get('max_window_layers', 28):
         raise ConfigError('config: use_sliding_window with max_window_layers above 0 is not read')
     bias = 'qkv' if kind == 'qwen2' else need(config, 'attention_bias', [False, True])
     mixer = SoftmaxConfig(
@@ -35,20 +37,26 @@ def trunk(config: Config) -> DecoderConfig:
         bias={False: 'none', True: 'all'}.get(bias, bias),
         qk_norm=kind == 'qwen3',
     )
-    if mixer.qk_norm and config['rms_norm_eps'] != 1e-6:
-        raise ConfigError(f'config: rms_norm_eps={config["rms_norm_eps"]} with norms of heads, which have 1e-6 here')
     return DecoderConfig(
         width=width,
         layers=config['num_hidden_layers'],
         mixer=(mixer,),
         feed_forward=FeedForwardConfig(expansion=config['intermediate_size'] / width, activation='silu', gated=True),
-        norm_epsilon=config['rms_norm_eps'],
+        norm_epsilon=norm_epsilon(config, mixer.qk_norm),
         read_in='tokens',
         input_size=config['vocab_size'],
         output_size=config['vocab_size'],
         embed_scale=1.0,
         tied=config.get('tie_word_embeddings', False),
     )
+
+
+def norm_epsilon(config: Config, of_heads: bool) -> float:
+    """Of all norms, those of queries and keys too where there are any."""
+    epsilon = config.get('rms_norm_eps', 1e-6)
+    if of_heads and epsilon != 1e-6:
+        raise ConfigError(f'config: rms_norm_eps={epsilon} with norms of heads, which have 1e-6 here')
+    return epsilon
 
 
 def rotary_base(config: Config) -> float:
@@ -91,8 +99,7 @@ def rules(cfg: DecoderConfig) -> list[Rule]:
         each('mlp.up_proj.weight', 'feed_forward.in_proj.kernel', TRANSPOSED),
         each('mlp.down_proj.weight', 'feed_forward.out_proj.kernel', TRANSPOSED),
     ]
-    if not cfg.tied:
-        table.append(Rule('lm_head.weight', 'read_out.kernel', TRANSPOSED))
+    table.append(read_out('lm_head.weight', cfg))
     if mixer.bias != 'none':
         table += [
             each('self_attn.q_proj.bias', 'mixer.q_proj.bias', split_bias(queries)),
@@ -107,6 +114,11 @@ def rules(cfg: DecoderConfig) -> list[Rule]:
     return table
 
 
+def read_out(name: str, cfg: DecoderConfig) -> Rule:
+    """The rule of the read-out; where it is tied, some files have a copy of the embedding by its name."""
+    return Rule(name, (), UNUSED, optional=True) if cfg.tied else Rule(name, 'read_out.kernel', TRANSPOSED)
+
+
 def of_layers(cfg: DecoderConfig, theirs: str, ours: str, *operation: Any) -> Rule:
     """A rule of every layer."""
     return Rule(f'model.layers.{{i}}.{theirs}', ours, *operation, layers=range(cfg.layers))
@@ -116,33 +128,67 @@ def describe(cfg: DecoderConfig) -> dict[str, Any]:
     """The config of a decoder that a Llama can hold.
 
     Raises:
-        ConfigError: it cannot; names the field.
+        ConfigError: it cannot; names the field, its value and what it must be.
     """
-    mixer = cfg.mixers()[0]
+    plain = _plain(cfg)
+    mixer = plain.mixer[0]
     said = {
         'model_type': 'llama',
         'architectures': ['LlamaForCausalLM'],
         'hidden_act': 'silu',
         'hidden_size': cfg.width,
-        'intermediate_size': 0 if cfg.feed_forward is None else round(cfg.feed_forward.expansion * cfg.width),
+        'intermediate_size': round(cfg.feed_forward.expansion * cfg.width),
         'num_hidden_layers': cfg.layers,
-        'num_attention_heads': getattr(mixer, 'heads', 0),
-        'num_key_value_heads': getattr(mixer, 'num_key_heads', 0),
-        'head_dim': getattr(mixer, 'channels', 0),
-        'attention_bias': getattr(mixer, 'bias', 'none') == 'all',
+        'num_attention_heads': mixer.heads,
+        'num_key_value_heads': mixer.num_key_heads,
+        'head_dim': mixer.channels,
+        'attention_bias': mixer.bias != 'none',
         'rms_norm_eps': cfg.norm_epsilon,
-        'rope_theta': getattr(mixer, 'rotary_base', 0),
+        'rope_theta': mixer.rotary_base,
         'vocab_size': cfg.input_size,
         'tie_word_embeddings': cfg.tied,
         'torch_dtype': 'float32',
+        'bos_token_id': None,  # else readers take Llama's own
+        'eos_token_id': None,
     }
-    if scaling := getattr(mixer, 'rotary_scaling', None):
+    if scaling := mixer.rotary_scaling:
         linear = {'rope_type': 'linear', 'factor': scaling.factor}
         turns = {'low_freq_factor': scaling.low, 'high_freq_factor': scaling.high}
         llama3 = {'rope_type': 'llama3', 'factor': scaling.factor, **turns}
         llama3['original_max_position_embeddings'] = scaling.original
         said['rope_scaling'] = linear if scaling.original is None else llama3
+    for field, (own, legal) in difference(plain, _plain(trunk(said))).items():
+        if field.endswith('.type'):  # of a part where a Llama has none
+            field, own, legal = field.removesuffix('.type'), own.partition(':')[2], None
+        raise ConfigError(f'{field}={own!r} must be {legal!r} in a Llama')
     return said
+
+
+def _plain(cfg: DecoderConfig) -> DecoderConfig:
+    """A decoder without the choices that change nothing of what it computes, one mixer a layer."""
+    for layer, mixer in enumerate(cfg.mixers()):
+        if type(mixer) is not SoftmaxConfig:
+            raise ConfigError(f'mixer.{layer}={type(mixer).__name__} must be SoftmaxConfig in a Llama')
+        if mixer.rotary_base is None:
+            raise ConfigError(f'mixer.{layer}.rotary_base=None must be a number in a Llama')
+    if cfg.feed_forward is None:
+        raise ConfigError('feed_forward=None must be FeedForwardConfig in a Llama')
+    full = lambda mixer: dataclasses.replace(
+        mixer,
+        key_heads=mixer.num_key_heads,
+        head_dim=mixer.channels,
+        cache=None if mixer.cache == PlainCache() else mixer.cache,
+        implementation=None,
+    )
+    hidden = round(cfg.feed_forward.expansion * cfg.width)
+    return dataclasses.replace(
+        cfg,
+        mixer=tuple(map(full, cfg.mixers())),
+        feed_forward=dataclasses.replace(cfg.feed_forward, expansion=hidden / cfg.width),
+        scan=True,
+        remat='block',
+        dtype='float32',
+    )
 
 
 LLAMA = Family(trunk, rules, describe=describe, ignored=[r'.*rotary_emb\.inv_freq'])  # a buffer of older files

@@ -84,12 +84,14 @@ class Rule:
         ours: dotted paths, of a layer's block or (without layers) of the whole model.
         operation: between them.
         layers: numbers of our layers; None: the rule is of the whole model.
+        optional: whether a file may lack the tensors: copies of others.
     """
 
     theirs: str | tuple[str, ...]
     ours: str | tuple[str, ...]
     operation: Operation = AS_IS
     layers: range | None = None
+    optional: bool = False
 
     def each(self, sites: Sequence[tuple[tuple[str, ...], int]]) -> Iterator[tuple[list[str], list[tuple]]]:
         """(their names, our places) of every layer; a place is (dotted path, repeat or None)."""
@@ -119,13 +121,11 @@ def load(rules: Sequence[Rule], tensors: Tensors, abstract: PyTree, cfg: TrunkCo
     filled: dict[str, set] = {}
     for rule in rules:
         for names, places in rule.each(cfg.layer_sites()):
-            absent = [name for name in names if name not in tensors]
-            missing += absent
-            if absent:
+            if absent := [name for name in names if name not in tensors]:
+                missing += [] if rule.optional else absent
                 continue
             used.update(names)
-            found = rule.operation.load(*(np.asarray(tensors[name], np.float32) for name in names))
-            for (path, repeat), value in zip(places, found, strict=True):
+            for (path, repeat), value in zip(places, _loaded(rule, names, tensors, where), strict=True):
                 if path not in shapes:
                     raise ConfigError(f'{where}: {", ".join(names)} would fill {path}, which this model does not have')
                 leaf = values.setdefault(path, np.empty(shapes[path], np.float32))
@@ -142,11 +142,25 @@ def load(rules: Sequence[Rule], tensors: Tensors, abstract: PyTree, cfg: TrunkCo
     return jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(values.pop(_name(path))), abstract)
 
 
+def _loaded(rule: Rule, names: Sequence[str], tensors: Tensors, where: str) -> tuple:
+    """What a rule makes of their tensors."""
+    if not rule.ours:
+        return ()
+    arrays = [np.asarray(tensors[name], np.float32) for name in names]
+    try:
+        return rule.operation.load(*arrays)
+    except (ValueError, IndexError) as error:
+        shapes = ', '.join(str(array.shape) for array in arrays)
+        raise ConfigError(f'{where}: {", ".join(names)} has shape {shapes}, not one for {rule.ours}') from error
+
+
 def save(rules: Sequence[Rule], params: PyTree, cfg: TrunkConfig) -> dict[str, np.ndarray]:
-    """Their tensors from our parameters, the inverse of `load`."""
+    """Their tensors from our parameters, the inverse of `load`; those that are theirs alone are not made."""
     leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     tensors = {}
     for rule in rules:
+        if not rule.ours:  # nothing of ours makes it
+            continue
         for names, places in rule.each(cfg.layer_sites()):
             own = [np.asarray(leaves[path] if n is None else leaves[path][n]) for path, n in places]
             tensors |= dict(zip(names, map(np.ascontiguousarray, rule.operation.save(*own)), strict=True))

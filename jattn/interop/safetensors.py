@@ -45,18 +45,20 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
         self.path = pathlib.Path(path)
         size = self.path.stat().st_size
         with self.path.open('rb') as file:
-            length = int.from_bytes(file.read(8), 'little')
-            if size < 8 or not 2 <= length <= LARGEST_HEADER:
-                raise ConfigError(f'{path}: not a safetensors file (its header says {length} bytes)')
+            start = file.read(9)
+            length = int.from_bytes(start[:8], 'little')
+            if start[8:] != b'{' or not 2 <= length <= LARGEST_HEADER:
+                raise ConfigError(f'{path}: not a safetensors file (it begins with {start!r})')
             if 8 + length > size:
                 raise ConfigError(f'{path}: cut short: a header of {length} bytes in a file of {size}')
+            file.seek(8)
             try:
                 self._header = json.loads(file.read(length))
-            except ValueError as error:
-                raise ConfigError(f'{path}: not a safetensors file (its header is no JSON: {error})') from error
-        self._header.pop(METADATA, None)
+                self._header.pop(METADATA, None)
+                needed = 8 + length + max((entry['data_offsets'][1] for entry in self._header.values()), default=0)
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise ConfigError(f'{path}: not a safetensors file (its header cannot be read: {error!r})') from error
         self._start = 8 + length
-        needed = self._start + max((entry['data_offsets'][1] for entry in self._header.values()), default=0)
         if needed > size:
             raise ConfigError(f'{path}: cut short: its arrays need {needed} bytes, the file has {size}')
 
@@ -94,7 +96,10 @@ def read(folder: str | pathlib.Path) -> Mapping[str, np.ndarray]:
         if not path.is_file():
             raise FileNotFoundError(f'{folder}: no model.safetensors (other formats of weights are not read)')
         return SafetensorsFile(path)
-    names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+    try:
+        names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f'{index}: lists no files of weights ({error!r})') from error
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f'{folder}: {index.name} lists {", ".join(missing)}, not there')

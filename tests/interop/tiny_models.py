@@ -1,0 +1,101 @@
+"""Tiny configs of every family of decoders, in the form of Hugging Face's config.json, and values for their tensors."""
+
+import json
+import pathlib
+import tempfile
+import zlib
+
+import numpy as np
+
+from jattn.interop import safetensors
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+VOCABULARY, TOKENS, WINDOW = 97, 11, 5
+SIZES = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=64,
+    rms_norm_eps=1e-6,
+)
+LLAMA3 = dict(rope_type='llama3', factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
+NEOX = {name: SIZES[name] for name in SIZES if name not in ('num_key_value_heads', 'rms_norm_eps')}
+GEMMA = dict(SIZES, head_dim=16)
+CONFIGS = {
+    'llama': dict(SIZES, model_type='llama', rms_norm_eps=1e-5),
+    'llama3': dict(
+        SIZES,
+        model_type='llama',
+        tie_word_embeddings=True,
+        attention_bias=True,
+        rope_parameters=dict(LLAMA3, rope_theta=500.0, original_max_position_embeddings=32),
+    ),
+    'mistral': dict(SIZES, model_type='mistral', sliding_window=WINDOW, head_dim=16),
+    'qwen2': dict(SIZES, model_type='qwen2', tie_word_embeddings=True),
+    'qwen3': dict(SIZES, model_type='qwen3', head_dim=16),
+    'gpt2': dict(model_type='gpt2', vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    'gpt_neox': dict(NEOX, model_type='gpt_neox'),
+    'gpt_neox_serial': dict(
+        NEOX, model_type='gpt_neox', use_parallel_residual=False, rope_parameters=dict(partial_rotary_factor=0.5)
+    ),
+    'gemma': dict(GEMMA, model_type='gemma'),
+    'gemma2': dict(
+        GEMMA,
+        model_type='gemma2',
+        num_hidden_layers=3,
+        sliding_window=WINDOW,
+        query_pre_attn_scalar=9,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
+    'gemma3': dict(
+        GEMMA,
+        model_type='gemma3_text',
+        num_hidden_layers=7,
+        sliding_window=WINDOW,
+        query_pre_attn_scalar=9,
+        rope_parameters=dict(
+            sliding_attention=dict(rope_type='default', rope_theta=100.0),
+            full_attention=dict(rope_type='linear', rope_theta=10_000.0, factor=2.0),
+        ),
+    ),
+}
+
+
+def tokens(batch=2):
+    return np.random.RandomState(0).randint(0, VOCABULARY, (batch, TOKENS)).astype(np.int32)
+
+
+def values(model, name, shape):
+    """The values of a tensor of a model: multiples of 1/64 that its name decides, about 0, gains of norms about 1.
+
+    They are exact in float32, float16 and bfloat16. Gemma stores gains as their difference to 1.
+    """
+    draw = np.random.RandomState(zlib.crc32(name.encode())).randint(-16, 17, shape) / 64
+    gain = name.endswith('weight') and any(part in name for part in ('norm', 'ln_')) and not model.startswith('gemma')
+    return (draw + gain).astype(np.float32)
+
+
+def golden(name):
+    """What transformers saved and said (`make_golden.py`): the config, the tensors, the logits of `tokens(1)`."""
+    found = np.load(GOLDEN / f'{name}.npz')
+    shapes = json.loads(str(found['shapes']))
+    tensors = {path: values(name, path, shape) for path, shape in shapes.items()}
+    return json.loads(str(found['config'])), tensors, found['logits']
+
+
+def reference(name):
+    """The model of transformers with these values, by the names that its files have."""
+    import transformers
+
+    fields = dict(CONFIGS[name])
+    config = transformers.AutoConfig.for_model(fields.pop('model_type'), **fields)
+    cls = transformers.AutoModelForCausalLM
+    with tempfile.TemporaryDirectory() as folder:
+        cls.from_config(config).save_pretrained(folder)
+        tensors = {path: values(name, path, array.shape) for path, array in safetensors.read(folder).items()}
+        safetensors.write(f'{folder}/model.safetensors', tensors)
+        return cls.from_pretrained(folder, attn_implementation='eager').eval()
