@@ -1,6 +1,7 @@
 """Synthetic tasks with exact answers. `TESTBEDS` is the one table: a new task is one more line here."""
 
 from jattn.testbeds.associative_recall import AssociativeRecall
+from jattn.testbeds.babi import Babi
 from jattn.testbeds.boolean import Boolean
 from jattn.testbeds.compositional_recall import CompositionalRecall
 from jattn.testbeds.control import Control
@@ -13,6 +14,7 @@ from jattn.testbeds.icl_linear_multitask import ICLLinearMultitask
 from jattn.testbeds.induction import Induction
 from jattn.testbeds.landmarked import Landmarked
 from jattn.testbeds.mad import MAD
+from jattn.testbeds.needles import Needles
 from jattn.testbeds.passkey import Passkey
 from jattn.testbeds.phonebook import Phonebook
 from jattn.testbeds.regression import Regression
@@ -25,6 +27,7 @@ from jattn.testbeds.voxels import Voxels
 
 TESTBEDS: dict[str, Task] = {
     'associative_recall': AssociativeRecall(),
+    'babi': Babi(),
     'boolean': Boolean(),
     'compositional_recall': CompositionalRecall(),
     'control': Control(),
@@ -37,6 +40,7 @@ TESTBEDS: dict[str, Task] = {
     'induction': Induction(),
     'landmarked': Landmarked(),
     'mad': MAD(),
+    'needles': Needles(),
     'passkey': Passkey(),
     'phonebook': Phonebook(),
     'regression': Regression(),

@@ -1,0 +1,45 @@
+"""Can a decoder keep track of who is where, from facts that stand far apart in noise?
+
+python -m experiments.run --config=babi --workdir=runs/babi
+python -m experiments.run --config=babi --set data.task=qa3 --workdir=runs/babi_3
+"""
+
+from jattn.mixers import SoftmaxConfig
+from jattn.models.decoder import DecoderConfig
+from jattn.testbeds import Babi
+from jattn.training.experiment import Experiment, TrainingConfig
+from jattn.training.optimizer import AdamWConfig
+
+
+def config(size: str) -> Experiment:
+    """tiny: seconds; small: minutes on two CPU cores; paper: a GPU or a TPU."""
+    small = Experiment(
+        model=DecoderConfig(width=64, layers=2, mixer=(SoftmaxConfig(heads=2),)),
+        data=Babi(),
+        training=TrainingConfig(
+            steps=2000,
+            batch=32,
+            optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=100),
+            steps_per_call=50,
+            log_every_steps=100,
+            eval_every_steps=500,
+            checkpoint_every_steps=500,
+        ),
+    )
+    if size == 'tiny':
+        return small.tiny()
+    if size == 'small':
+        return small
+    return Experiment(
+        model=DecoderConfig(width=512, layers=6, mixer=(SoftmaxConfig(heads=8),), dtype='bfloat16'),
+        data=Babi(task='qa3', tokens=4096, most_facts=20, noise=256),
+        training=TrainingConfig(
+            steps=20_000,
+            batch=64,
+            optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=500),
+            steps_per_call=100,
+            log_every_steps=500,
+            eval_every_steps=2500,
+            checkpoint_every_steps=2500,
+        ),
+    )
