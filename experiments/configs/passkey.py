@@ -2,7 +2,7 @@
 
     python -m experiments.run --config=passkey --workdir=runs/passkey
 
-Trained at T=256; longer rows are `Passkey.sample_at(key, batch, depth, tokens)`, streams of any length
+Trained at T=256; longer rows are `Passkey.rows_at(key, batch, depth, tokens)`, streams of any length
 `jattn.testbeds.passkey.stream_chunk`. Guessing the digits gives loss ln 10 = 2.30 and accuracy 0.1; the line above
 reaches accuracy 0.957 of the digits, 0.830 of whole values.
 """

@@ -12,7 +12,7 @@ is asked for, of its multi-key needle.
 
 The haystack is a function of the place alone: 'uniform' draws each token from the noise tokens, in blocks of 256 whose
 key is folded from the block's number; 'repeat' says all noise tokens in order, again and again. So `stream_chunk` gives
-any piece of a stream of millions of tokens in time and memory of the piece, and a row of `sample_at` is the pieces of
+any piece of a stream of millions of tokens in time and memory of the piece, and a row of `rows_at` is the pieces of
 its stream joined. Depths are float32: places are exact to one token up to streams of 2^23.
 """
 
@@ -109,9 +109,9 @@ class Passkey(Task):
             )
 
     def sample(self, key: Key, batch: int) -> Batch:
-        return self.sample_at(key, batch)
+        return self.rows_at(key, batch)
 
-    def sample_at(
+    def rows_at(
         self, key: Key, batch: int, depth: float | Float[Array, 'B'] | None = None, tokens: int | None = None
     ) -> Batch:
         """Rows with the needle at a depth and of a length; row i is the stream of `jax.random.split(key, batch)[i]`.
@@ -122,7 +122,7 @@ class Passkey(Task):
             depth: of the needle that is asked for, 0 (the start) to 1 (just before the question); None: uniform.
             tokens: T; None: the task's.
 
-        >>> early = Passkey().sample_at(jax.random.key(0), 2, depth=0.0, tokens=64)
+        >>> early = Passkey().rows_at(jax.random.key(0), 2, depth=0.0, tokens=64)
         >>> early.inputs.shape, early.inputs[:, 0].tolist()
         ((2, 64), [0, 0])
         """

@@ -73,7 +73,7 @@ def test_recall_of_a_stream_is_that_of_the_whole_row(passkey):
         stream.Pass(opened, open_stream(model, needles * len(depths)), 16), length, depths, needles, seed=3
     )
     for n, depth in enumerate(depths):
-        batch = config.data.sample_at(jax.random.key(3), needles, depth, length)
+        batch = config.data.rows_at(jax.random.key(3), needles, depth, length)
         logits, _ = model.apply({'params': params}, batch.inputs)
         scores = config.data.metrics(logits, batch)
         np.testing.assert_allclose(found['digits'][n], scores['accuracy'].value(), rtol=1e-6)

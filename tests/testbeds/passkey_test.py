@@ -100,7 +100,7 @@ def test_uniform_noise_and_digits_are_uniform_and_the_repeated_sentence_repeats(
 @pytest.mark.parametrize('name', ['one', 'several'])
 def test_the_needle_stands_at_its_depth(name):
     task = TASKS[name]
-    rows = jax.jit(lambda depth: task.sample_at(jax.random.key(1), 5, depth, 100).inputs)
+    rows = jax.jit(lambda depth: task.rows_at(jax.random.key(1), 5, depth, 100).inputs)
     for depth in (0.0, 0.25, 1.0):
         for row in np.asarray(rows(depth)):
             asked = row[-task.digits]
@@ -120,7 +120,7 @@ def test_depths_are_uniform_and_told(drawn):
 @pytest.mark.parametrize('name', TASKS)
 def test_pieces_of_a_stream_are_the_row(name):
     task, total = TASKS[name], 2 * BLOCK + 100
-    row = np.asarray(jax.jit(lambda key: task.sample_at(key, 2, depth=0.6, tokens=total))(jax.random.key(7)).inputs[1])
+    row = np.asarray(jax.jit(lambda key: task.rows_at(key, 2, depth=0.6, tokens=total))(jax.random.key(7)).inputs[1])
     key = jax.random.split(jax.random.key(7), 2)[1]
     pieces = np.concatenate([piece(task, key, start, 51, 0.6, total) for start in range(0, total, 51)])
     assert len(pieces) == total == 12 * 51
@@ -175,7 +175,7 @@ def test_impossible_sizes_are_refused_by_name(name):
 
 def test_lengths_that_hold_no_needle_are_refused_by_name():
     with pytest.raises(ValueError, match='tokens=9 must be at least 11'):
-        Passkey().sample_at(jax.random.key(0), 1, tokens=9)
+        Passkey().rows_at(jax.random.key(0), 1, tokens=9)
     with pytest.raises(ValueError, match='total=9 must be at least 11'):
         stream_chunk(Passkey(), jax.random.key(0), 0, 5, None, 9)
 
