@@ -1,7 +1,11 @@
 """Can a decoder keep track of who is where, from facts that stand far apart in noise?
 
-python -m experiments.run --config=babi --workdir=runs/babi
-python -m experiments.run --config=babi --set data.task=qa3 --workdir=runs/babi_3
+    python -m experiments.run --config=babi --workdir=runs/babi
+    python -m experiments.run --config=babi --set model.mixer=gated_deltanet --workdir=runs/babi_delta
+    python -m experiments.run --config=babi --set data.task=qa3 --workdir=runs/babi_3
+
+Any place is right with probability 1/6, the last one of the row with 0.470 (qa1). Attention, the first line, ends at
+0.465: it has learned to say the last place. Gated DeltaNet is at 0.998 after 500 of its 2000 steps.
 """
 
 from jattn.mixers import SoftmaxConfig

@@ -1,7 +1,7 @@
 """Can a decoder of bytes find a sentence in a long text and say the number, or the UUID, that it gives?
 
-python -m experiments.run --config=needles --workdir=runs/needles
-python -m experiments.run --config=needles --set data.haystack=text --set data.value=uuid --workdir=runs/needles_3
+    python -m experiments.run --config=needles --workdir=runs/needles
+    python -m experiments.run --config=needles --set data.haystack=text --set data.value=uuid --workdir=runs/needles_3
 
 Guessing characters gives loss 2.29 and accuracy 0.10; the first line above reaches accuracy 1.000, of whole values too
 and at every depth, in nine minutes on one core. What it has learned is to find the only number there is: with two keys
