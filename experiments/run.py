@@ -21,7 +21,7 @@ from jattn.config import ConfigError
 from jattn.data import CORPORA, TextConfig
 from jattn.interop import PRETRAINED, pretrained
 from jattn.mixers import MIXERS
-from jattn.models import MODELS
+from jattn.models import MODELS, DecoderConfig
 from jattn.models.generate import Sampling, generate_text
 from jattn.poolers import POOLERS
 from jattn.testbeds import TESTBEDS
@@ -115,8 +115,9 @@ def _generate() -> int:
 def _generate_pretrained() -> int:
     found = pretrained.load(cli.PRETRAINED.value)
     words, prompts = found.tokenizer, cli.PROMPT.value or ['The capital of France is']
-    if words is None:
-        raise ConfigError(f'--mode=generate needs a model of text, but {cli.PRETRAINED.value} has no tokenizer')
+    if words is None or type(found.model.cfg) is not DecoderConfig:
+        lack = 'has no tokenizer' if words is None else f'is an {type(found.model.cfg).__name__}'
+        raise ConfigError(f'--mode=generate needs a decoder of text, but {cli.PRETRAINED.value} {lack}')
     said = [words.chat(('user', prompt)) for prompt in prompts] if _CHAT.value else prompts
     found.check_length(max(len(words.encode(text)) for text in said) + _TOKENS.value)
     ways = dict(encode=words.encode, decode=words.decode, end=words.end, chunk=PREFILL)

