@@ -6,13 +6,10 @@ One text a row, so every token is of type 0, whose row is added to the positions
 apart: it writes the sum as the positions and zeros as the types, the same function for rows of type 0 only.
 """
 
-import functools
-from typing import Any
-
 import numpy as np
 
 from jattn.interop.family import Config, Family, need
-from jattn.interop.rules import TRANSPOSED, Operation, Rule, join_heads, split_bias, split_heads
+from jattn.interop.rules import TRANSPOSED, Operation, Rule, join_heads, of_layers, split_bias, split_heads
 from jattn.mixers.softmax import SoftmaxConfig
 from jattn.models.encoder import EncoderConfig
 from jattn.nn.feed_forward import FeedForwardConfig
@@ -56,7 +53,7 @@ def trunk(config: Config) -> EncoderConfig:
 
 def rules(cfg: EncoderConfig) -> list[Rule]:
     """Their tensors and ours."""
-    heads, each = cfg.mixers()[0].heads, functools.partial(of_layers, cfg)
+    heads, each = cfg.mixers()[0].heads, of_layers('encoder.layer.{i}.', cfg.layers)
     table = [
         Rule('embeddings.word_embeddings.weight', 'embedding'),
         Rule(
@@ -81,11 +78,6 @@ def rules(cfg: EncoderConfig) -> list[Rule]:
         table.append(each(f'attention.self.{name}.weight', f'mixer.{name[0]}_proj.kernel', split_heads(heads)))
         table.append(each(f'attention.self.{name}.bias', f'mixer.{name[0]}_proj.bias', split_bias(heads)))
     return table
-
-
-def of_layers(cfg: EncoderConfig, theirs: str, ours: str, *operation: Any) -> Rule:
-    """A rule of every layer."""
-    return Rule(f'encoder.layer.{{i}}.{theirs}', ours, *operation, layers=range(cfg.layers))
 
 
 IGNORED = [

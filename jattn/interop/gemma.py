@@ -7,12 +7,11 @@ activations' dtype before the product; here it is the product that is rounded.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 from jattn.interop import llama
 from jattn.interop.family import Config, Family, need
-from jattn.interop.rules import PLUS_ONE, Rule
+from jattn.interop.rules import PLUS_ONE, Rule, of_layers
 from jattn.mixers.softmax import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.nn.feed_forward import FeedForwardConfig
@@ -104,7 +103,7 @@ def shortest_pattern(mixers: Sequence[SoftmaxConfig]) -> tuple[SoftmaxConfig, ..
 
 def rules(cfg: DecoderConfig) -> list[Rule]:
     """Their tensors and ours."""
-    table, each = llama.rules(cfg), functools.partial(llama.of_layers, cfg)
+    table, each = llama.rules(cfg), of_layers(llama.LAYER, cfg.layers)
     if cfg.block == 'sandwich':  # their second norm is then behind the attention
         table = [rule for rule in table if rule.ours != 'feed_forward_norm.scale']
         table += [

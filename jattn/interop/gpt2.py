@@ -7,7 +7,7 @@ import numpy as np
 
 from jattn.interop.family import Config, Family, need
 from jattn.interop.llama import read_out
-from jattn.interop.rules import Operation, Rule, one
+from jattn.interop.rules import Operation, Rule, of_layers, one
 from jattn.mixers.softmax import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.nn.feed_forward import FeedForwardConfig
@@ -37,10 +37,7 @@ def trunk(config: Config) -> DecoderConfig:
 
 def rules(cfg: DecoderConfig) -> list[Rule]:
     """Their tensors and ours."""
-    heads = cfg.mixers()[0].heads
-
-    def each(theirs: str, ours: str | tuple[str, ...], *operation: Operation) -> Rule:
-        return Rule(f'h.{{i}}.{theirs}', ours, *operation, layers=range(cfg.layers))
+    heads, each = cfg.mixers()[0].heads, of_layers('h.{i}.', cfg.layers)
 
     return [
         Rule('wte.weight', 'embedding'),

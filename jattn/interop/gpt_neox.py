@@ -7,7 +7,7 @@ import numpy as np
 
 from jattn.interop.family import Config, Family, need
 from jattn.interop.llama import read_out, rotary_base, rotary_scaling
-from jattn.interop.rules import TRANSPOSED, Operation, Rule, join_heads
+from jattn.interop.rules import TRANSPOSED, Operation, Rule, join_heads, of_layers
 from jattn.mixers.softmax import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.nn.feed_forward import FeedForwardConfig
@@ -46,10 +46,7 @@ def trunk(config: Config) -> DecoderConfig:
 def rules(cfg: DecoderConfig) -> list[Rule]:
     """Their tensors and ours."""
     mixer = cfg.mixers()[0]
-    heads = mixer.heads
-
-    def each(theirs: str, ours: str | tuple[str, ...], *operation: Operation) -> Rule:
-        return Rule(f'layers.{{i}}.{theirs}', ours, *operation, layers=range(cfg.layers))
+    heads, each = mixer.heads, of_layers('layers.{i}.', cfg.layers)
 
     table = [
         Rule('embed_in.weight', 'embedding'),

@@ -6,17 +6,18 @@ Hugging Face has already reordered the rotary channels into halves, as ours are;
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 from jattn.config import ConfigError, difference
 from jattn.interop.family import Config, Family, need
-from jattn.interop.rules import TRANSPOSED, UNUSED, Rule, join_heads, split_bias, split_heads
+from jattn.interop.rules import TRANSPOSED, UNUSED, Rule, join_heads, of_layers, split_bias, split_heads
 from jattn.mixers.softmax import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.nn.cache import PlainCache
 from jattn.nn.feed_forward import FeedForwardConfig
 from jattn.nn.rotary import RotaryScaling
+
+LAYER = 'model.layers.{i}.'
 
 
 def trunk(config: Config) -> DecoderConfig:
@@ -84,11 +85,12 @@ def rotary_scaling(config: Config) -> RotaryScaling | None:
 
 def rules(cfg: DecoderConfig) -> list[Rule]:
     """Their tensors and ours."""
-    mixer, each = cfg.mixers()[0], functools.partial(of_layers, cfg)
+    mixer, each = cfg.mixers()[0], of_layers(LAYER, cfg.layers)
     queries, keys = mixer.heads, mixer.num_key_heads
     table = [
         Rule('model.embed_tokens.weight', 'embedding'),
         Rule('model.norm.weight', 'final_norm.scale'),
+        read_out('lm_head.weight', cfg),
         each('input_layernorm.weight', 'mixer_norm.scale'),
         each('self_attn.q_proj.weight', 'mixer.q_proj.kernel', split_heads(queries)),
         each('self_attn.k_proj.weight', 'mixer.k_proj.kernel', split_heads(keys)),
@@ -99,7 +101,6 @@ def rules(cfg: DecoderConfig) -> list[Rule]:
         each('mlp.up_proj.weight', 'feed_forward.in_proj.kernel', TRANSPOSED),
         each('mlp.down_proj.weight', 'feed_forward.out_proj.kernel', TRANSPOSED),
     ]
-    table.append(read_out('lm_head.weight', cfg))
     if mixer.bias != 'none':
         table += [
             each('self_attn.q_proj.bias', 'mixer.q_proj.bias', split_bias(queries)),
@@ -117,11 +118,6 @@ def rules(cfg: DecoderConfig) -> list[Rule]:
 def read_out(name: str, cfg: DecoderConfig) -> Rule:
     """The rule of the read-out; where it is tied, some files have a copy of the embedding by its name."""
     return Rule(name, (), UNUSED, optional=True) if cfg.tied else Rule(name, 'read_out.kernel', TRANSPOSED)
-
-
-def of_layers(cfg: DecoderConfig, theirs: str, ours: str, *operation: Any) -> Rule:
-    """A rule of every layer."""
-    return Rule(f'model.layers.{{i}}.{theirs}', ours, *operation, layers=range(cfg.layers))
 
 
 def describe(cfg: DecoderConfig) -> dict[str, Any]:

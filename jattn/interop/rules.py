@@ -42,7 +42,6 @@ def one(load: Callable[[np.ndarray], Any], save: Callable[[np.ndarray], Any]) ->
 AS_IS = one(lambda x: x, lambda x: x)
 TRANSPOSED = one(np.transpose, np.transpose)
 PLUS_ONE = one(lambda x: x + 1, lambda x: x - 1)  # a gain that is stored as its difference to 1
-ZEROS = Operation(lambda: (np.float32(0),), lambda x: ())  # ours alone: they have no such parameter
 UNUSED = Operation(lambda *xs: (), lambda: ())  # theirs alone: nothing of ours depends on it
 
 
@@ -100,6 +99,16 @@ class Rule:
             path, repeat = ((), None) if layer is None else sites[layer]
             names = [name if layer is None else name.replace('{i}', str(number)) for name in theirs]
             yield names, [('.'.join((*path, name)), repeat) for name in ours]
+
+
+def of_layers(prefix: str, layers: int) -> Callable[..., Rule]:
+    """What makes the rules of every layer: `each(theirs, ours, operation)`; `{i}` in the prefix is the layer's number.
+
+    >>> each = of_layers('h.{i}.', 2)
+    >>> each('ln_1.weight', 'mixer_norm.scale').theirs
+    'h.{i}.ln_1.weight'
+    """
+    return lambda theirs, ours, operation=AS_IS: Rule(prefix + theirs, ours, operation, range(layers))
 
 
 def load(rules: Sequence[Rule], tensors: Tensors, abstract: PyTree, cfg: TrunkConfig, where: str) -> PyTree:

@@ -10,6 +10,7 @@ normalise what they add have no such sum, and are refused. A head is a query hea
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -122,10 +123,10 @@ def direct_effects(
     found = capture.run(model, params, inputs, sites=[*sites, *(['z'] if 'z' in there else [])], context=context)
     at = lambda site: found.stack(site)[:, :, position].astype(jnp.float32)
     last = at('resid_post')[-1]
-    bare = DecoderConfig.make(dataclasses.replace(cfg, softcap=None))
+    bare = dataclasses.replace(cfg, softcap=None).make()
     along = lambda x: jnp.sum(read_out(bare, params, x) * direction, axis=-1)
     pulled = _pull_back(cfg, along, last)
-    dot = lambda x: jnp.einsum('...d,bd->...b' if x.ndim == 1 else '...bd,bd->...b', x, pulled)
+    dot = lambda x: jnp.einsum('...bd,bd->...b', x, pulled)
     heads, layers = [], []
     for layer, z in found.values.get('z', {}).items():
         kernel = _output_projection(params, cfg, layer)
@@ -144,7 +145,9 @@ def direct_effects(
     )
 
 
-def _pull_back(cfg: DecoderConfig, along: object, x: Float[Array, 'B D']) -> Float[Array, 'B D']:
+def _pull_back(
+    cfg: DecoderConfig, along: Callable[[Float[Array, 'B D']], Float[Array, 'B']], x: Float[Array, 'B D']
+) -> Float[Array, 'B D']:
     """u: the gradient of the logits along d by the stream, the norm's scale held fixed.
 
     The true gradient of a norm is the frozen one without its part along the (centred) stream, which the scale takes

@@ -11,6 +11,7 @@ rows are decoded. A needle's token that is copied twice counts twice, also as th
 paper's formula. A head is a query head.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -109,35 +110,28 @@ def score_retrieval(
     for name, mask in (('needle', needle), ('answer', answer)):
         if not bool(jnp.all(jnp.any(mask, axis=1))):
             raise ValueError(f'score_retrieval: {name} is empty in row {int(jnp.argmin(jnp.any(mask, axis=1)))}')
-    if 'pattern' not in capture.index(model, params, tokens[:1], collections=collections):
+    there = capture.index(model, params, tokens[:1], collections=collections)
+    if 'pattern' not in there:
         raise ValueError('score_retrieval: no layer of this model has attention patterns (the site pattern is missing)')
     segments = jnp.ones_like(tokens) if segments is None else segments
-    layers, scores, recall = _rows(model, distinct, params, collections or {}, tokens, needle, answer, segments)
+    scores, recall = _rows(model, distinct, params, collections or {}, (tokens, needle, answer, segments))
     kept = (recall > KEPT).astype(scores.dtype)
     means = jnp.einsum('blh,b->lh', scores, kept) / jnp.sum(kept)
-    return RetrievalScores(tuple(layers), means, recall)
+    return RetrievalScores(tuple(there['pattern']), means, recall)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _rows(
-    model: nn.Module, distinct: bool, params: PyTree, collections: Mapping[str, PyTree], *rows: Array
-) -> tuple[list[int], Float[Array, 'B L H'], Float[Array, 'B']]:
-    """The layers with patterns; of every row the scores and the recall."""
-    layers: list[int] = []
+    model: nn.Module, distinct: bool, params: PyTree, collections: Mapping[str, PyTree], rows: tuple[Array, ...]
+) -> tuple[Float[Array, 'B L H'], Float[Array, 'B']]:
+    """The scores and the recall of every row of tokens, needle, answer and segments."""
 
-    @jax.jit
-    def all_rows(params: PyTree, rows: tuple[Array, ...]) -> tuple[Array, Array]:
-        def one(row: tuple[Array, ...]) -> tuple[Array, Array]:
-            tokens, needle, answer, segments = row
-            context = Context(segments=segments[None])
-            found = capture.run(
-                model, params, tokens[None], sites=['pattern'], context=context, collections=collections
-            )
-            layers[:] = found.values['pattern']
-            right = (jnp.argmax(found.outputs[0, :-1], axis=-1) == tokens[1:]) & answer[1:]
-            recall = jnp.sum(right) / jnp.sum(answer[1:])
-            return hits(found.stack('pattern')[:, 0], tokens, needle, answer, distinct), recall
+    def one(row: tuple[Array, ...]) -> tuple[Array, Array]:
+        tokens, needle, answer, segments = row
+        context = Context(segments=segments[None])
+        found = capture.run(model, params, tokens[None], sites=['pattern'], context=context, collections=collections)
+        right = (jnp.argmax(found.outputs[0, :-1], axis=-1) == tokens[1:]) & answer[1:]
+        recall = jnp.sum(right) / jnp.sum(answer[1:])
+        return hits(found.stack('pattern')[:, 0], tokens, needle, answer, distinct), recall
 
-        return jax.lax.map(one, rows)
-
-    scores, recall = all_rows(params, rows)
-    return layers, scores, recall
+    return jax.lax.map(one, rows)
