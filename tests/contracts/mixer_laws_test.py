@@ -33,6 +33,7 @@ from jattn.mixers.scattered_linear import ScatteredLinearConfig
 from jattn.nn.landmark_cache import LandmarkCache
 from jattn.nn.longheads_cache import LongHeadsCache
 from jattn.taps import Edit
+from tests.parameters import perturbed
 
 VARIANTS = {
     'softmax[window,sinks]': SoftmaxConfig(window=4, sinks=2),
@@ -81,10 +82,7 @@ def boxed_variables(name):
 
 @functools.cache
 def variables_of(name):
-    variables = boxed_variables(name)
-    leaves, tree = jax.tree.flatten(nn.unbox(variables))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(tree, [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+    return perturbed(boxed_variables(name), 0.02, seed=1)
 
 
 @functools.cache

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from jattn.config import ConfigError
 from jattn.interop import load, safetensors
@@ -19,6 +18,7 @@ from jattn.nn.cross_attention import CrossAttentionConfig
 from jattn.nn.feed_forward import FeedForwardConfig
 from jattn.nn.longheads_cache import LongHeadsCache
 from jattn.nn.rotary import RotaryScaling
+from tests.parameters import perturbed_params
 
 MIXER = SoftmaxConfig(heads=4, key_heads=2)
 SWIGLU = FeedForwardConfig(expansion=8 / 3, activation='silu', gated=True)  # 85.33 units are 85
@@ -38,10 +38,7 @@ TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, 29)
 
 
 def start(cfg):
-    params = nn.unbox(jax.jit(cfg.make().init)(jax.random.key(0), TOKENS))['params']
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    return jax.tree.unflatten(tree, [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys)])
+    return perturbed_params(cfg, TOKENS, 0.1)
 
 
 def exported(name, folder):

@@ -21,17 +21,15 @@ from jattn.nn.norm import NORMS
 from jattn.nn.rotary import RotaryScaling, rotate
 from jattn.poolers.simple import MeanConfig
 from jattn.understanding import capture
+from tests.parameters import perturbed_params
 
 MIXER = SoftmaxConfig(heads=2, bias='all', rotary_fraction=0.5)
 SIZES = dict(width=16, layers=2, read_in='tokens', input_size=11, output_size=11, remat='none', mixer=(MIXER,))
 TOKENS = jax.random.randint(jax.random.key(1), (2, 7), 0, 11)
 
 
-def start(cfg, x, scale=0.05):
-    params = nn.unbox(jax.jit(cfg.make().init)(jax.random.key(0), x))['params']
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    return jax.tree.unflatten(tree, [leaf + scale * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys)])
+def start(cfg, x):
+    return perturbed_params(cfg, x, 0.05)
 
 
 def apply_part(module, params, name, repeat, x):

@@ -10,6 +10,7 @@ import pytest
 
 from jattn.testbeds import TESTBEDS, AssociativeRecall
 from jattn.testbeds.associative_recall import majority_accuracy
+from tests.testbeds.draws import assert_one_key_is_one_batch, draw, within
 
 TASKS = {
     'plain': AssociativeRecall(vocabulary=32, tokens=24, pairs=4),
@@ -21,7 +22,6 @@ TASKS = {
 ROWS = 2000
 
 
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 score = jax.jit(
     lambda task, batch: {name: task.metrics(logits, batch) for name, logits in task.baselines(batch).items()},
     static_argnums=0,
@@ -40,12 +40,6 @@ def shows_of(task, row):
     for key, value in row[: task.context].reshape(-1, 2).tolist():
         shows.setdefault(key, []).append(value)
     return shows
-
-
-def within(values, expected):
-    """Whether the mean of row values is the expected one, to 4.5 standard errors."""
-    values = np.asarray(values, np.float64)
-    return abs(values.mean() - expected) <= 4.5 * values.std() / np.sqrt(len(values)) + 1e-12
 
 
 def test_every_key_is_asked_once_behind_the_context_at_the_first_place_of_a_slot(drawn):
@@ -204,16 +198,7 @@ def test_accuracy_of_overwritten_and_other_keys_are_told_apart():
 
 @pytest.mark.parametrize('name', ['overwrites', 'corrupted'])
 def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding(name):
-    task, keys = TASKS[name], jax.random.split(jax.random.key(5), 2)
-    expected = draw(task, keys[1], 4)
-    mesh = jax.make_mesh((2,), ('data',), devices=jax.devices()[:2])
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-    sharded = jax.jit(task.sample, static_argnums=1, out_shardings=rows)(keys[1], 4)
-    assert len(sharded.inputs.sharding.device_set) == 2
-    mapped = jax.jit(jax.vmap(lambda key: task.sample(key, 4)))(keys)
-    for other in (sharded, jax.tree.map(lambda leaf: leaf[1], mapped)):
-        jax.tree.map(np.testing.assert_array_equal, other, expected)
-    assert not np.array_equal(mapped.inputs[0], expected.inputs)
+    assert_one_key_is_one_batch(TASKS[name], rows=4)
 
 
 BAD = {

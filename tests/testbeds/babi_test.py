@@ -26,6 +26,7 @@ from jattn.testbeds.babi_world import (
     say,
     tell,
 )
+from tests.testbeds.draws import assert_one_key_is_one_batch, draw, solve, within
 
 ROWS = 1500
 TASKS = {
@@ -35,8 +36,6 @@ TASKS = {
     'full': Babi(task='qa3', tokens=11, most_facts=3, noise=1),
 }
 LEAST = {'qa1': 2, 'qa2': 2, 'qa3': 3}
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
-solve = jax.jit(lambda task, batch: task.baselines(batch), static_argnums=0)
 measure = jax.jit(lambda task, outputs, batch: task.metrics(outputs, batch), static_argnums=0)
 
 
@@ -44,11 +43,6 @@ measure = jax.jit(lambda task, outputs, batch: task.metrics(outputs, batch), sta
 def drawn(request):
     task = TASKS[request.param]
     return task, jax.tree.map(np.asarray, draw(task, jax.random.key(0), ROWS))
-
-
-def within(values, expected):
-    values = np.asarray(values, np.float64)
-    return abs(values.mean() - expected) <= 4.5 * values.std() / np.sqrt(len(values)) + 1e-12
 
 
 def facts_of(row):
@@ -261,16 +255,7 @@ def test_the_words_are_a_vocabulary_and_noise_has_its_own():
 
 @pytest.mark.parametrize('name', ['qa1', 'qa3'])
 def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding(name):
-    task, key = TASKS[name], jax.random.key(0)
-    expected = draw(task, key, 8)
-    both = jax.jit(jax.vmap(lambda key: task.sample(key, 8)))(jnp.stack([jax.random.key(1), key]))
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), both, expected)
-    assert not np.array_equal(both.inputs[0], both.inputs[1])
-    mesh = jax.make_mesh((2,), ('data',), devices=jax.devices()[:2])
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-    sharded = jax.jit(task.sample, static_argnums=1, out_shardings=rows)(key, 8)
-    assert len(sharded.inputs.sharding.device_set) == 2
-    jax.tree.map(np.testing.assert_array_equal, sharded, expected)
+    assert_one_key_is_one_batch(TASKS[name], rows=8)
 
 
 BAD = {

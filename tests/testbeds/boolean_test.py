@@ -13,11 +13,12 @@ from jattn.testbeds.boolean import Boolean, random_signs
 from jattn.testbeds.boolean_functions import FUNCTIONS, NearestNeighbours
 from jattn.testbeds.points import split_points
 from jattn.testbeds.task import Batch
+from tests.testbeds import draws
+from tests.testbeds.draws import assert_one_key_is_one_batch, draw
 
 ROWS = 2500
 TAUGHT = ['conjunction', 'monotone_conjunction', 'monotone_dnf', 'parity']
 
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 # Only what is asked for is computed.
 answer = jax.jit(lambda task, batch, learner: task.baselines(batch)[learner], static_argnums=(0, 2))
 score = jax.jit(lambda task, outputs, batch: task.metrics(outputs, batch), static_argnums=0)
@@ -36,10 +37,7 @@ def answers(task, learner, rows=ROWS):
     return np.asarray(answer(task, drawn(task, rows)[0], learner))[:, ::2, 0]
 
 
-def within(values, expected, errors=4):
-    """Whether the mean of row values is the expected one, to four standard errors."""
-    values = np.asarray(values, np.float64)
-    return abs(values.mean() - expected) <= errors * values.std() / np.sqrt(len(values)) + 1e-12
+within = functools.partial(draws.within, errors=4)
 
 
 BALANCE = {
@@ -477,16 +475,7 @@ def test_a_logit_of_zero_is_wrong_and_accuracies_are_told_by_point():
 def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding(name):
     teaching = 0.5 if name == 'conjunction' else 0.0
     task = Boolean(function=name, inputs=5, points=9, teaching=teaching, label_noise=0.1, seed_points=3)
-    keys = jax.random.split(jax.random.key(5), 2)
-    expected = draw(task, keys[1], 4)
-    mesh = jax.make_mesh((2,), ('data',), devices=jax.devices()[:2])
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-    sharded = jax.jit(task.sample, static_argnums=1, out_shardings=rows)(keys[1], 4)
-    assert len(sharded.inputs.sharding.device_set) == 2
-    mapped = jax.jit(jax.vmap(lambda key: task.sample(key, 4)))(keys)
-    for other in (sharded, jax.tree.map(lambda leaf: leaf[1], mapped)):
-        jax.tree.map(np.testing.assert_array_equal, other, expected)
-    assert not np.array_equal(mapped.inputs[0], expected.inputs)
+    assert_one_key_is_one_batch(task, rows=4)
 
 
 BAD = {

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from jattn.testbeds.compositional_recall import CompositionalRecall
+from tests.testbeds.draws import draw
 
 TASKS = {
     'all': CompositionalRecall(parts=4, values=10, rows=2, columns=3),
     'some': CompositionalRecall(parts=3, values=6, rows=3, columns=2, questions=2),
 }
 ROWS = 500
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 
 
 def _score(task, batch):

@@ -1,6 +1,7 @@
 """Offline control: flights obey the stated motion, and the exact returns are those of the gains."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from jattn.testbeds.control import MOVE, PUSH, Control, _gain
+from tests.testbeds import draws
 
 TASK = Control(tokens=20)
 ROWS = 4000
@@ -18,10 +20,7 @@ def batch():
     return jax.tree.map(np.asarray, jax.jit(TASK.sample, static_argnums=1)(jax.random.key(0), ROWS))
 
 
-def within(values, expected):
-    """Whether the mean of independent values is the expected one, to 4.5 standard errors."""
-    values = np.asarray(values, np.float64)
-    return abs(values.mean() - expected) <= 4.5 * values.std() / np.sqrt(len(values))
+within = functools.partial(draws.within, known_to=0.0)
 
 
 def test_states_move_by_the_actions_and_noise_of_the_stated_size(batch):

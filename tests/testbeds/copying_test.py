@@ -7,6 +7,7 @@ import pytest
 
 from jattn.testbeds.copying import TASKS as KINDS
 from jattn.testbeds.copying import Copying
+from tests.testbeds.draws import draw
 
 TASKS = {kind: Copying(task=kind, letters=10, min_length=4, max_length=9, gram=2) for kind in KINDS} | {
     'copy_two': Copying(letters=10, min_length=4, max_length=9, answer=2),
@@ -14,7 +15,6 @@ TASKS = {kind: Copying(task=kind, letters=10, min_length=4, max_length=9, gram=2
     'suffix_two': Copying(task='suffix_lookup', letters=10, min_length=4, max_length=9, gram=1, answer=2),
 }
 ROWS = 2000
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 
 
 def _score(task, batch):

@@ -1,10 +1,13 @@
 """Event forecasting: the process is the one that is stated, and its exact answers are the best."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from jattn.testbeds import Events
+from tests.testbeds import draws
 
 TASK = Events(events=24, kinds=3, excitation=0.8, fading=2.0)
 ROWS = 4000
@@ -21,10 +24,7 @@ def drawn():
     return jax.tree.map(np.asarray, drawn_and_scored(jax.random.key(0)))
 
 
-def within(values, expected):
-    """Whether the mean of independent values is the expected one, to 4.5 standard errors."""
-    values = np.asarray(values, np.float64)
-    return abs(values.mean() - expected) <= 4.5 * values.std() / np.sqrt(len(values)) + 1e-4
+within = functools.partial(draws.within, known_to=1e-4)
 
 
 def test_targets_are_the_next_inputs(drawn):

@@ -11,6 +11,7 @@ import scipy.stats
 from jattn.testbeds import event_log
 from jattn.testbeds.event_log import ANSWER, FALSE, FIRST_KIND, KINDS, TRUE
 from jattn.testbeds.facts_and_fibs import GRANULARITIES, FactsAndFibs, entails, granularity
+from tests.testbeds.draws import assert_one_key_is_one_batch, draw
 
 TASKS = {
     'default': FactsAndFibs(),
@@ -23,7 +24,6 @@ MANY = 40_000
 RARE = 1e-5  # a test of chance fails once in so many runs of another seed
 
 
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 draw_pairs = jax.jit(lambda task, key, contexts, claims: task.pairs(key, contexts, claims), static_argnums=(0, 2, 3))
 score = jax.jit(
     lambda task, batch: {name: task.metrics(logits, batch) for name, logits in task.baselines(batch).items()},
@@ -430,16 +430,7 @@ def test_the_facts_are_the_protocols():
 
 
 def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding():
-    task, keys = TASKS['default'], jax.random.split(jax.random.key(5), 2)
-    expected = draw(task, keys[1], 4)
-    mesh = jax.make_mesh((2,), ('data',), devices=jax.devices()[:2])
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-    sharded = jax.jit(task.sample, static_argnums=1, out_shardings=rows)(keys[1], 4)
-    assert len(sharded.inputs.sharding.device_set) == 2
-    mapped = jax.jit(jax.vmap(lambda key: task.sample(key, 4)))(keys)
-    for other in (sharded, jax.tree.map(lambda leaf: leaf[1], mapped)):
-        jax.tree.map(np.testing.assert_array_equal, other, expected)
-    assert not np.array_equal(mapped.inputs[0], expected.inputs)
+    assert_one_key_is_one_batch(TASKS['default'], rows=4)
 
 
 def test_every_token_has_its_word_and_the_default_vocabulary_is_small():

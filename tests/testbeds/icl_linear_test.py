@@ -11,6 +11,7 @@ from jattn.testbeds import TESTBEDS, ICLLinear, ICLLinearMultitask
 from jattn.testbeds import icl_linear_estimators as estimators
 from jattn.testbeds import icl_linear_theory as theory
 from jattn.testbeds.icl_linear import split_prompts
+from tests.testbeds.draws import draw
 
 PAPER = ICLLinear()  # F = 5, S = 40, sigma^2 = 0.1: the setting of every number below
 SIZES = (PAPER.dim, PAPER.context, PAPER.noise_variance)
@@ -19,9 +20,6 @@ TASKS = {
     'correlated_and_shifted': ICLLinear(dim=3, context=12, correlation=-0.5, shift=0.5),
     'multitask': ICLLinearMultitask(dim=3, task_dim=2, context=7),
 }
-
-
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 
 
 @pytest.fixture(scope='module')

@@ -9,8 +9,7 @@ import pytest
 
 from jattn.testbeds import Induction, SelectiveCopying
 from jattn.testbeds.selective_copying import NOISE, WRITE
-
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
+from tests.testbeds.draws import draw
 
 
 def scores(task, batch):

@@ -11,6 +11,7 @@ import pytest
 
 from jattn.testbeds.mad import MAD, TASKS, recall_floor
 from jattn.testbeds.mad_tasks import Sizes, fixed_map
+from tests.testbeds.draws import draw, within
 
 SMALL = {name: MAD(task=name).tiny() for name in TASKS} | {
     'noisy_memorization': MAD(task='memorization', vocabulary=20, tokens=12, noise=0.3, noise_vocabulary=3),
@@ -19,7 +20,6 @@ SMALL = {name: MAD(task=name).tiny() for name in TASKS} | {
     'fuzzy_of_three': MAD(task='fuzzy_recall', vocabulary=12, tokens=40),
 }
 ROWS = 300
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 
 
 def _score(task, batch):
@@ -35,12 +35,6 @@ metrics_of = jax.jit(lambda task, outputs, batch: task.metrics(outputs, batch), 
 def drawn(request):
     task = SMALL[request.param]
     return task, jax.tree.map(np.asarray, draw(task, jax.random.key(0), ROWS))
-
-
-def within(values, expected):
-    """Whether the mean of independent values is the expected one, to 4.5 standard errors."""
-    values = np.asarray(values, np.float64)
-    return abs(values.mean() - expected) <= 4.5 * values.std() / np.sqrt(len(values)) + 1e-12
 
 
 def motifs(row, sizes):

@@ -5,7 +5,6 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +13,7 @@ from jattn.testbeds import TESTBEDS, Needles
 from jattn.testbeds.haystack import NOISE, noise
 from jattn.testbeds.needles import DEPTHS, KEYS, VALUES
 from tests.programs import call
+from tests.testbeds.draws import assert_one_key_is_one_batch, draw, solve, within
 
 ROWS = 100
 TEXT = 'A crow sat on a fence and looked at\nthe road.  Two carts went by,\none of them empty. '
@@ -24,8 +24,6 @@ TASKS = {
     'several': Needles(tokens=400, haystack='text', keys=4, depth=None),
     'several_in_noise': Needles(tokens=300, keys=3, depth=0.5),
 }
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
-solve = jax.jit(lambda task, batch: task.baselines(batch), static_argnums=0)
 measure = jax.jit(lambda task, outputs, batch: task.metrics(outputs, batch), static_argnums=0)
 
 
@@ -40,11 +38,6 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp('text') / 'text.txt'
     path.write_text(TEXT)
     return str(path)
-
-
-def within(values, expected):
-    values = np.asarray(values, np.float64)
-    return abs(values.mean() - expected) <= 4.5 * values.std() / np.sqrt(len(values)) + 1e-12
 
 
 def text_of(tokens):
@@ -219,16 +212,7 @@ def test_one_wrong_character_spoils_the_value_in_the_tenth_of_its_depth():
 
 @pytest.mark.parametrize('name', ['S-NIAH-2', 'several_in_noise'])
 def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding(name):
-    task, key = TASKS[name], jax.random.key(0)
-    expected = draw(task, key, 8)
-    both = jax.jit(jax.vmap(lambda key: task.sample(key, 8)))(jnp.stack([jax.random.key(1), key]))
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), both, expected)
-    assert not np.array_equal(both.inputs[0], both.inputs[1])
-    mesh = jax.make_mesh((2,), ('data',), devices=jax.devices()[:2])
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-    sharded = jax.jit(task.sample, static_argnums=1, out_shardings=rows)(key, 8)
-    assert len(sharded.inputs.sharding.device_set) == 2
-    jax.tree.map(np.testing.assert_array_equal, sharded, expected)
+    assert_one_key_is_one_batch(TASKS[name], rows=8)
 
 
 def test_sampling_calls_nothing_on_the_host(file):

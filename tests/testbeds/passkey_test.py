@@ -7,6 +7,7 @@ import pytest
 
 from jattn.testbeds import TESTBEDS, Passkey
 from jattn.testbeds.passkey import BLOCK, FIRST_DIGIT, FIRST_KEY, MARK, draw_needles, stream_chunk
+from tests.testbeds.draws import draw, within
 
 TASKS = {
     'one': Passkey(tokens=48, digits=3, keys=5, noise=7),
@@ -16,7 +17,6 @@ TASKS = {
 ROWS = 2000
 
 
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 piece = jax.jit(stream_chunk, static_argnums=(0, 3))
 
 
@@ -31,11 +31,6 @@ def needles_of(task, row):
     haystack = row[: len(row) - task.digits - 1]
     places = np.flatnonzero(haystack == MARK)
     return [(at, row[at + 1], row[at + 2 : at + 2 + task.digits].tolist()) for at in places]
-
-
-def within(values, expected):
-    values = np.asarray(values, np.float64)
-    return abs(values.mean() - expected) <= 4.5 * values.std() / np.sqrt(len(values)) + 1e-12
 
 
 def test_a_row_is_needles_in_noise_and_the_question_at_its_end(drawn):

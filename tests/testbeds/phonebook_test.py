@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jattn.testbeds.phonebook import Phonebook
+from tests.testbeds.draws import draw
 
 TASK = Phonebook(lines=5, names=3)
 ROWS = 2000
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 
 
 @pytest.fixture(scope='module')

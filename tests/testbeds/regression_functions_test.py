@@ -1,5 +1,7 @@
 """Functions of in-context regression: definitions, variances, trees, and how the references err on them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,8 @@ import pytest
 from jattn.testbeds import regression_solvers as solvers
 from jattn.testbeds.regression import Regression
 from jattn.testbeds.regression_functions import FUNCTIONS, Sizes, tree_leaf
-
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
+from tests.testbeds import draws
+from tests.testbeds.draws import draw
 
 
 def points_of(batch):
@@ -18,10 +20,7 @@ def points_of(batch):
     return inputs[:, ::2], inputs[:, 1::2, 0]
 
 
-def within(values, expected, known_to=0.0):
-    """Whether the mean of row values is the expected one, to 4 standard errors and to what it is known."""
-    values = np.asarray(values, np.float64)
-    return abs(values.mean() - expected) <= 4 * values.std() / np.sqrt(len(values)) + known_to
+within = functools.partial(draws.within, errors=4, known_to=0.0)
 
 
 @pytest.mark.parametrize('name', FUNCTIONS)
@@ -106,7 +105,8 @@ def test_reference_errors_on_networks_and_trees_are_the_simulated_ones(name):
     x, y = points_of(draw(task, jax.random.key(0), 600))
     for (function, fit), figures in SIMULATED.items():
         for count, (expected, known_to) in figures.items() if function == name else ():
-            assert within(fit(x, y, count, range(100, 116)) / task.normaliser, expected, 4 * known_to), (fit, count)
+            errors = fit(x, y, count, range(100, 116)) / task.normaliser
+            assert within(errors, expected, known_to=4 * known_to), (fit, count)
 
 
 def test_networks_show_double_descent():

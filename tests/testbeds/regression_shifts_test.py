@@ -1,5 +1,7 @@
 """Shifts of in-context regression: what least squares must score, variances, and where examples and query lie."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,13 @@ import pytest
 from jattn.testbeds import regression_solvers as solvers
 from jattn.testbeds.regression import Regression
 from jattn.testbeds.regression_shifts import SHIFTS, rotate
+from tests.testbeds import draws
+from tests.testbeds.draws import draw
 
 LINEAR_SHIFTS = [name for name in SHIFTS if name not in ('none', 'fresh_functions')]
 DIM, ROWS = 4, 2700
 
 
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 solve = jax.jit(solvers.least_squares)
 
 
@@ -29,10 +32,7 @@ def points_of(batch):
     return inputs[:, ::2], inputs[:, 1::2, 0]
 
 
-def within(values, expected, known_to=0.0):
-    """Whether the mean of row values is the expected one, to 4 standard errors and to what it is known."""
-    values = np.asarray(values, np.float64)
-    return abs(values.mean() - expected) <= 4 * values.std() / np.sqrt(len(values)) + known_to
+within = functools.partial(draws.within, errors=4, known_to=0.0)
 
 
 @pytest.mark.parametrize('name', LINEAR_SHIFTS)

@@ -1,6 +1,7 @@
 """In-context regression: layout, exact curves, metrics, pools, curriculum, and what is refused."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import pytest
 from jattn.testbeds import regression_solvers as solvers
 from jattn.testbeds.curriculum import CURRICULA, Curriculum, Ramp
 from jattn.testbeds.regression import Regression
+from tests.testbeds import draws
+from tests.testbeds.draws import assert_one_key_is_one_batch, draw, solve
 
 GROWING = Curriculum(
     dims=Ramp(start=3, increment=1, interval=10, end=5), points=Ramp(start=4, increment=4, interval=5, end=11)
@@ -26,9 +29,7 @@ TASKS = {
 ROWS = 3000
 
 
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 draw_at = jax.jit(lambda task, key, rows, step: task.sample_at(key, rows, step), static_argnums=(0, 2))
-solve = jax.jit(lambda task, batch: task.baselines(batch), static_argnums=0)
 
 
 def points_of(batch):
@@ -37,10 +38,7 @@ def points_of(batch):
     return inputs[:, ::2], inputs[:, 1::2, 0]
 
 
-def within(values, expected, known_to=0.0):
-    """Whether the mean of row values is the expected one, to 4 standard errors and to what it is known."""
-    values = np.asarray(values, np.float64)
-    return abs(values.mean() - expected) <= 4 * values.std() / np.sqrt(len(values)) + known_to
+within = functools.partial(draws.within, errors=4, known_to=0.0)
 
 
 def errors_of(task, batch, predictions):
@@ -73,7 +71,7 @@ def test_baselines_err_as_the_facts_say(name):
             fact = f'{solver}_at_{mark}'
             if fact in facts:
                 compared.add(fact)
-                assert within(errors[:, i], facts[fact], 1e-5), fact
+                assert within(errors[:, i], facts[fact], known_to=1e-5), fact
     assert compared == {fact for fact in facts if '_at_' in fact} and len(compared) >= 3
     assert within(errors_of(task, batch, jnp.zeros_like(batch.targets))[:, 0], facts['zero'])
     labels = points_of(batch)[1]
@@ -185,7 +183,7 @@ def test_the_average_of_pools_of_sixteen_errs_as_simulated():
 
     found = errors(jax.random.split(jax.random.key(0), 150))
     for i, expected, known_to in ((0, 15 / 16, 0), (1, 0.568, 0.004), (4, 0.0163, 0.0005), (8, 0.00013, 0.00003)):
-        assert within(found[:, i], expected, 4 * known_to)
+        assert within(found[:, i], expected, known_to=4 * known_to)
 
 
 def test_the_average_of_a_huge_pool_is_ridge_and_that_of_a_small_one_is_not():
@@ -231,16 +229,7 @@ def test_the_published_curricula_fit_the_published_tasks():
 
 @pytest.mark.parametrize('name', ['sparse', 'relu_net', 'pool', 'repeated_query'])
 def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding(name):
-    task, keys = TASKS[name], jax.random.split(jax.random.key(5), 2)
-    expected = draw(task, keys[1], 6)
-    mesh = jax.make_mesh((2,), ('data',), devices=jax.devices()[:2])
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-    sharded = jax.jit(task.sample, static_argnums=1, out_shardings=rows)(keys[1], 6)
-    assert len(sharded.inputs.sharding.device_set) == 2
-    mapped = jax.jit(jax.vmap(lambda key: task.sample(key, 6)))(keys)
-    for other in (sharded, jax.tree.map(lambda leaf: leaf[1], mapped)):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other, expected)
-    assert not np.allclose(mapped.inputs[0], expected.inputs)
+    assert_one_key_is_one_batch(TASKS[name], rows=6, atol=1e-5)
 
 
 BAD = {

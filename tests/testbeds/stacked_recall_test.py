@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jattn.testbeds.stacked_recall import StackedRecall, delta_memory
+from tests.testbeds.draws import draw
 
 TASKS = {
     'random': StackedRecall(dim=8, pairs=6),
@@ -14,7 +15,6 @@ TASKS = {
     'many': StackedRecall(dim=8, pairs=24),
 }
 ROWS = 1000
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 score = jax.jit(
     lambda task, batch: {name: (task.metrics(said, batch), said) for name, said in task.baselines(batch).items()},
     static_argnums=0,

@@ -10,9 +10,9 @@ import pytest
 from jattn.testbeds import StateTracking
 from jattn.testbeds.automata import AUTOMATA, after, permutations
 from jattn.testbeds.state_tracking import run, scan
+from tests.testbeds.draws import draw
 
 GROUPS = {'z60': 60, 'a4_z5': 60, 'a5': 60, 's5': 120}
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 
 
 def value_of(symbols):

@@ -9,10 +9,10 @@ import pytest
 
 from jattn.mixers.scattered_linear import ScatteredLinearConfig
 from jattn.testbeds.voxels import BOX, CYLINDER, EMPTY, GROUND, POLE, Objects, Voxels, scene
+from tests.testbeds.draws import draw
 
 TASK = Voxels(grid=(3, 12, 12), window=4, tokens=128, boxes=1, cylinders=1, poles=2, reach=3.0, sides=(1.5, 2.5))
 ROWS = 400
-draw = jax.jit(lambda task, key, rows: task.sample(key, rows), static_argnums=(0, 2))
 
 
 @pytest.fixture(scope='module')

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jattn.mixers import MIXERS, SoftmaxConfig
 from jattn.models import DecoderConfig, EncoderConfig
 from jattn.understanding import lens
+from tests.parameters import perturbed_params
 
 BASE = DecoderConfig(
     width=32,
@@ -32,10 +33,7 @@ TOKENS = jax.random.randint(jax.random.key(1), (2, 7), 0, 11)
 
 
 def start(cfg):
-    params = nn.unbox(jax.jit(cfg.make().init)(jax.random.key(0), TOKENS))['params']
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    return jax.tree.unflatten(tree, [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys)])
+    return perturbed_params(cfg, TOKENS, 0.1)
 
 
 @pytest.mark.parametrize('name', MODELS)
