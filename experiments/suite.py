@@ -30,7 +30,7 @@ BOOLEAN = 'T2 Boolean functions in context: accuracy over all points'
 RECALL = 'T3 Recall: accuracy'
 TRACKING = 'T4 State tracking: accuracy'
 LONG = 'T5 Long context: accuracy'
-CLAIMS = 'T6 Paired claims: accuracy of single claims'
+CLAIMS = 'T6 Paired claims: accuracy of single claims (pairs: table of the task)'
 # Models and budgets of size small; a task may change them again.
 SMALL = (
     'model.width=32',
@@ -81,7 +81,12 @@ SUITE: dict[str, SuiteTask] = {
     'sparse_parity': SuiteTask(
         group=BOOLEAN, config='boolean', chosen=('data.function=sparse_parity',), small=SMALL_BOOLEAN
     ),
-    'mqar': SuiteTask(group=RECALL, config='associative_recall', small=('data.vocabulary=32', 'data.tokens=32')),
+    'mqar': SuiteTask(
+        group=RECALL,
+        config='associative_recall',
+        small=('data.vocabulary=32', 'data.tokens=32'),
+        tests={f'{n} pairs': (f'pairs={n}', f'tokens={max(4 * n, 32)}') for n in (2, 4, 8, 12)},
+    ),
     'forgetting_mqar': SuiteTask(
         group=RECALL,
         config='associative_recall',
@@ -118,5 +123,6 @@ SUITE: dict[str, SuiteTask] = {
             'data.noise=1',
             'training.batch=48',
         ),
+        tests={'paired': ('paired=true',)},
     ),
 }

@@ -10,8 +10,9 @@ A row of one claim teaches one bit. With `claims_per_row` = K claims follow one 
 ANSWER of its own that is scored: 4 T + 7 K tokens. Each is a fact or a fib by its own coin, never both of a pair, and
 the inputs hold no answers. The claims of a row never meet (`event_log`), so that those before say nothing about one.
 
-`pairs` makes contexts with several pairs of claims each, to be judged one by one: what `paired_claims` scores. It is
-the protocol of MF^2 (Movie Facts and Fibs, 2025) without the films: a fib is a fact with one slot changed, and a pair
+`paired` rows come in twos, a fact and then its fib about the same log, and the metrics are also those of pairs. `pairs`
+makes contexts with several pairs of claims each, to be judged one by one: what `paired_claims` scores. It is the
+protocol of MF^2 (Movie Facts and Fibs, 2025) without the films: a fib is a fact with one slot changed, and a pair
 counts only if the fact is called true and the fib false.
 
 How far apart the events of a pair stand, as a share of the context, is its granularity: the span from the first to the
@@ -35,10 +36,12 @@ from jattn.nn.losses import Mean, cross_entropy
 from jattn.testbeds import event_log
 from jattn.testbeds.discrete import CERTAIN, certain_logits
 from jattn.testbeds.event_log import ANSWER, CLAIM, EVENT, FALSE, KINDS, TRUE
+from jattn.testbeds.paired_claims import pair_metrics
 from jattn.testbeds.task import Batch, Task
 from jattn.typing import Array, Bool, Float, Int32, Key
 
 GRANULARITIES = ('single', 'multi', 'global')
+OF_PAIRS = ('pairwise', 'forced_choice', 'bias_gap')  # what metrics add where rows are paired
 
 
 def granularity(first: Int32[Array, '*B'], last: Int32[Array, '*B'], events: int) -> Int32[Array, '*B']:
@@ -100,6 +103,7 @@ class FactsAndFibs(Task):
         events: T, of the log; a row has 4 T + 7 K tokens.
         claims: the kinds of claims, equally often.
         claims_per_row: K, of `sample`; the log must have room for what they need.
+        paired: whether rows come in twos about one log: K facts, then their K fibs.
         entities: persons.
         places: where they move.
         objects: what they take, drop and give.
@@ -119,6 +123,7 @@ class FactsAndFibs(Task):
     events: int = 16
     claims: tuple[str, ...] = KINDS
     claims_per_row: int = 1
+    paired: bool = False
     entities: int = 12
     places: int = 8
     objects: int = 12
@@ -178,11 +183,17 @@ class FactsAndFibs(Task):
         return tuple(self.context + (CLAIM + 1) * (i + 1) - 1 for i in range(self.claims_per_row))
 
     def sample(self, key: Key, batch: int) -> Batch:
+        rows = 2 if self.paired else 1  # about a log
+        if batch % rows:
+            raise ValueError(f'FactsAndFibs: a batch of {batch} rows must be even where paired=True')
         kind_key, log_key, truth_key = jax.random.split(key, 3)
-        kinds = jax.random.randint(kind_key, (batch,), 0, len(self.claims))
+        kinds = jax.random.randint(kind_key, (batch // rows,), 0, len(self.claims))
         kinds = jnp.asarray(self._rotations(self.claims_per_row))[kinds]
         log = event_log.draw(log_key, self.world, kinds, self.events, self.noise)
+        kinds, log = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), (kinds, log))
         truth = jax.random.bernoulli(truth_key, 0.5, kinds.shape)
+        if self.paired:
+            truth = jnp.broadcast_to(jnp.arange(batch)[:, None] % 2 == 0, kinds.shape)
         facts, fibs = _with_answer(log.facts), _with_answer(log.fibs)
         claims = jnp.where(truth[:, :, None], facts, fibs)
         inputs = jnp.concatenate([log.events.reshape(batch, -1), claims.reshape(batch, -1)], axis=1)
@@ -238,7 +249,10 @@ class FactsAndFibs(Task):
         return cross_entropy(outputs, batch.targets, batch.mask)
 
     def metrics(self, outputs: Array, batch: Batch) -> dict[str, Mean]:
-        """loss, accuracy (an answer that is neither word is wrong), of facts, of fibs and of each kind of claim."""
+        """loss, accuracy (an answer that is neither word is wrong), of facts, of fibs and of each kind of claim.
+
+        Of paired rows also `pairwise`, `forced_choice` and `bias_gap` by log-odds, as in `paired_claims`.
+        """
         said = jnp.argmax(outputs[:, self.answers], axis=-1)
         right = (said == batch.targets[:, self.answers]).astype(jnp.float32)
         truth, kind = (batch.meta[name].reshape(right.shape) for name in ('truth', 'kind'))
@@ -248,7 +262,13 @@ class FactsAndFibs(Task):
             'fact_accuracy': Mean.of(right, truth),
             'fib_accuracy': Mean.of(right, 1 - truth),
         }
-        return metrics | {f'{name}_accuracy': Mean.of(right, kind == KINDS.index(name)) for name in self.claims}
+        metrics |= {f'{name}_accuracy': Mean.of(right, kind == KINDS.index(name)) for name in self.claims}
+        if self.paired:
+            odds = outputs[:, self.answers, TRUE] - outputs[:, self.answers, FALSE]
+            of_pairs = pair_metrics(odds[0::2].ravel(), odds[1::2].ravel())
+            count = jnp.asarray(of_pairs['pairs'], jnp.float32)
+            metrics |= {name: Mean(of_pairs[name] * count, count) for name in OF_PAIRS}
+        return metrics
 
     def baselines(self, batch: Batch) -> dict[str, Array]:
         """Logits, from the inputs alone: the exact checker, and what a claim alone says, both answers at equal odds."""
@@ -271,8 +291,8 @@ class FactsAndFibs(Task):
             'checker': 0.0,
             'chance_accuracy': 0.5,
             'statement_only_forced_choice': 0.5,
-            'pairwise_of_coins': 0.25,
-            'pairwise_ceiling_of_no_knowledge': 0.5,
+            'coins_pairwise': 0.25,
+            'no_knowledge_ceiling_pairwise': 0.5,
         }
 
     def tiny(self) -> 'FactsAndFibs':

@@ -10,7 +10,7 @@ import scipy.stats
 
 from jattn.testbeds import event_log
 from jattn.testbeds.event_log import ANSWER, FALSE, FIRST_KIND, KINDS, TRUE
-from jattn.testbeds.facts_and_fibs import GRANULARITIES, FactsAndFibs, entails, granularity
+from jattn.testbeds.facts_and_fibs import GRANULARITIES, OF_PAIRS, FactsAndFibs, entails, granularity
 from tests.testbeds.draws import assert_one_key_is_one_batch, draw
 
 TASKS = {
@@ -345,6 +345,26 @@ PAIRED = {
 }
 
 
+def test_paired_rows_are_a_fact_and_its_fib_about_one_log_and_are_scored_as_pairs():
+    task = FactsAndFibs(events=8, claims_per_row=2, paired=True)
+    batch = jax.tree.map(np.asarray, draw(task, jax.random.key(0), ROWS))
+    facts, fibs = batch.inputs[0::2], batch.inputs[1::2]
+    assert (facts[:, : task.context] == fibs[:, : task.context]).all()
+    np.testing.assert_array_equal(facts[:, task.context :].reshape(-1, 2, 7), batch.meta['fact'][0::2])
+    np.testing.assert_array_equal(fibs[:, task.context :].reshape(-1, 2, 7), batch.meta['fib'][1::2])
+    assert (batch.targets[0::2, task.answers] == TRUE).all() and (batch.targets[1::2, task.answers] == FALSE).all()
+    found = score(task, batch)
+    rates = {name: [float(said[rate].value()) for rate in OF_PAIRS] for name, said in found.items()}
+    # Equal odds everywhere: a tie in forced choice, and no claim is called true.
+    assert OF_PAIRS == ('pairwise', 'forced_choice', 'bias_gap')
+    assert rates == {'checker': [1, 1, 0], 'statement_only': [0, 0.5, 0.5]}
+
+
+def test_paired_rows_come_in_twos():
+    with pytest.raises(ValueError, match='a batch of 3 rows must be even where paired=True'):
+        FactsAndFibs(paired=True).sample(jax.random.key(0), 3)
+
+
 @pytest.mark.parametrize('name', PAIRED)
 def test_several_claims_of_one_context_do_not_spoil_each_other(name):
     task, count = PAIRED[name]
@@ -425,7 +445,7 @@ def test_accuracy_is_told_apart_by_kind_and_by_truth():
 def test_the_facts_are_the_protocols():
     facts = FactsAndFibs().facts()
     assert facts['chance_accuracy'] == facts['statement_only_forced_choice'] == 0.5
-    assert facts['pairwise_of_coins'] == 0.25 and facts['pairwise_ceiling_of_no_knowledge'] == 0.5
+    assert facts['coins_pairwise'] == 0.25 and facts['no_knowledge_ceiling_pairwise'] == 0.5
     assert facts['statement_only'] == np.log(2)
 
 

@@ -78,7 +78,7 @@ def test_coins_win_q_times_one_minus_q_of_the_pairs(q):
     assert within(found['pairwise'], q * (1 - q), q * (1 - q) * (1 - q * (1 - q)))
     assert within(found['accuracy'], 0.5, q * (1 - q) / 2) and within(found['forced_choice'], 0.5, q * (1 - q) / 2)
     facts = FactsAndFibs().facts()
-    assert q * (1 - q) <= facts['pairwise_of_coins'] and (q != 0.5 or q * (1 - q) == facts['pairwise_of_coins'])
+    assert q * (1 - q) <= facts['coins_pairwise'] and (q != 0.5 or q * (1 - q) == facts['coins_pairwise'])
 
 
 def test_a_model_that_answers_nothing_scores_zero_and_not_nan():
@@ -118,7 +118,7 @@ def test_a_scorer_that_sees_the_claim_alone_is_at_one_half_on_mirror_images(scor
     for threshold in (0.0, -0.4):
         found = metrics(*both, threshold)
         assert found['forced_choice'] == 0.5 and found['accuracy'] == pytest.approx(0.5, abs=1e-6)
-        assert 0 <= found['pairwise'] <= FactsAndFibs().facts()['pairwise_ceiling_of_no_knowledge']
+        assert 0 <= found['pairwise'] <= FactsAndFibs().facts()['no_knowledge_ceiling_pairwise']
     pairwise = metrics(*both)['pairwise']
     if scorer == 'coins':
         assert within(pairwise, 0.25, 0.5 * 0.5 / 4)
