@@ -2,8 +2,14 @@
 
     y_t = W_o concat_h sum_s softmax_s(scale q_th . k_sg) v_sg       g = h // (H/G), s visible to t
 
+With `convolution` a short causal depthwise convolution is added to q, k and v before they are turned (Primer, So et al.
+2021, which has no sum; with it a new model starts as plain attention):
+
+    q_t + sum_j c_j q_{t-j},  j = 0 .. W-1       so that one layer can ask "what stood behind this key?"
+
 State: the keys and values of the document in the slots of a cache policy (`jattn/nn/cache.py`): all of them, or with a
-window the last ones. Taps: q, k, v before rotation, z; on the reference path scores and pattern.
+window the last ones; with a convolution also its last inputs. Taps: q, k, v before rotation, z; on the reference path
+scores and pattern.
 """
 
 import dataclasses
@@ -11,8 +17,9 @@ from typing import ClassVar, Self
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
-from jattn.contract import Context, MixerConfig, divide, locate
+from jattn.contract import Context, Cursor, MixerConfig, divide, locate
 from jattn.flops import traced_flops
 from jattn.nn.block_cache import BlockCache, BlockState
 from jattn.nn.block_view import BlockView, attend_blocks
@@ -20,6 +27,7 @@ from jattn.nn.cache import KeyValues, PlainCache, RingCache, View
 from jattn.nn.linear import Linear
 from jattn.nn.norm import RMSNorm
 from jattn.nn.rotary import RotaryScaling, rotary_channels, rotate
+from jattn.nn.short_convolution import ShortConvolution
 from jattn.ops import attention
 from jattn.ops.softmax_attention.blocks import block_pattern
 from jattn.ops.softmax_attention.reference import attend, attention_mask, attention_pattern, attention_scores
@@ -27,6 +35,26 @@ from jattn.taps import PATTERNS, tap, wants_patterns
 from jattn.typing import Array, Float
 
 BIASES = ('none', 'qkv', 'all')
+
+
+@struct.dataclass
+class Convolved:
+    """The state of attention with a convolution.
+
+    Attributes:
+        cache: keys and values.
+        tail: the last W - 1 inputs of the convolution, q, k and v joined.
+    """
+
+    cache: KeyValues | BlockState
+    tail: Float[Array, 'B W-1 F']
+
+    @property
+    def cursor(self) -> Cursor:
+        return self.cache.cursor
+
+
+SoftmaxState = KeyValues | BlockState | Convolved
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +71,7 @@ class SoftmaxConfig(MixerConfig):
         rotary_fraction: of a head's channels that are turned; the others have no position (GPT-NeoX).
         rotary_scaling: of the frequencies, for long rows; None: none.
         bias: which projections have one: 'none', 'qkv' (Qwen2) or 'all'.
+        convolution: W, tokens of the convolution over q, k and v; 0: none.
         qk_norm: RMSNorm over the channels of each query and key head, before rotation (Henry et al. 2020).
         scale: of the scores; None: K^-0.5.
         softcap: c, scores become c tanh(scores / c); None: as they are.
@@ -68,6 +97,7 @@ class SoftmaxConfig(MixerConfig):
     rotary_fraction: float = 1.0
     rotary_scaling: RotaryScaling | None = None
     bias: str = 'none'
+    convolution: int = 0
     qk_norm: bool = False
     scale: float | None = None
     softcap: float | None = None
@@ -86,6 +116,8 @@ class SoftmaxConfig(MixerConfig):
             raise ValueError(f'{name}={getattr(self, name)} hides keys, but cache={self.cache} chooses those to see')
         if isinstance(self.cache, BlockCache) and self.scale is not None:
             raise ValueError(f'scale={self.scale}, but cache={self.cache} scales scores by K^-0.5')
+        if self.convolution < 0 or self.convolution == 1:
+            raise ValueError(f'convolution={self.convolution} must be 0 (none) or at least 2')
         if self.bias not in BIASES:
             raise ValueError(f'bias={self.bias!r} must be one of {", ".join(BIASES)}')
         if self.width is not None and self.rotary_base is not None:
@@ -117,11 +149,15 @@ class SoftmaxConfig(MixerConfig):
     def make(self, **flax_kwargs: object) -> nn.Module:
         return Softmax(self, **flax_kwargs)
 
-    def init_state(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.bfloat16) -> KeyValues | BlockState:
+    def init_state(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.bfloat16) -> SoftmaxState:
         if not self.causal:
             raise ValueError('softmax: a mixer with causal=False has no state')
         sizes = (self.num_key_heads, self.channels, self.channels)
-        return self.policy.init(batch, capacity, *sizes, dtype, heads=self.heads)
+        cache = self.policy.init(batch, capacity, *sizes, dtype, heads=self.heads)
+        if not self.convolution:
+            return cache
+        channels = (self.heads + 2 * self.num_key_heads) * self.channels
+        return Convolved(cache, jnp.zeros((batch, self.convolution - 1, channels), dtype))
 
     def flops(self, tokens: int) -> int:
         if isinstance(self.cache, BlockCache):  # of these fields alone: subclasses add what is theirs
@@ -147,21 +183,37 @@ class Softmax(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'B T D'], context: Context = Context(), state: KeyValues | BlockState | None = None
-    ) -> tuple[Float[Array, 'B T D'], KeyValues | BlockState | None]:
+        self, x: Float[Array, 'B T D'], context: Context = Context(), state: SoftmaxState | None = None
+    ) -> tuple[Float[Array, 'B T D'], SoftmaxState | None]:
         cfg = self.cfg
         query, key = (cfg.heads, cfg.channels), (cfg.num_key_heads, cfg.channels)
         bias = cfg.bias != 'none'
         q = Linear(query, ('embed', 'heads', 'head'), bias, name='q_proj')(x)
         k = Linear(key, ('embed', 'heads', 'head'), bias, name='k_proj')(x)
         v = Linear(key, ('embed', 'heads', 'head'), bias, name='v_proj')(x)
+        tail = None
+        if cfg.convolution:
+            q, k, v, tail = self._convolve(q, k, v, context, state)
+            state = None if state is None else state.cache
         if cfg.qk_norm:
             q, k = RMSNorm(axis='head', name='q_norm')(q), RMSNorm(axis='head', name='k_norm')(k)
         q, k, v = tap(self, 'q', q), tap(self, 'k', k), tap(self, 'v', v)
 
         z, state = self._read(q, k, v, context, state)
+        state = state if tail is None else Convolved(state, tail)
         z = tap(self, 'z', self._weigh(z, x, q, context))
         return Linear(x.shape[-1:], ('heads', 'head', 'embed'), cfg.bias == 'all', name='o_proj')(z), state
+
+    def _convolve(
+        self, q: Array, k: Array, v: Array, context: Context, state: Convolved | None
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """q, k and v with the convolution added, and its new tail."""
+        rows = locate(context, q.shape[:2], None if state is None else state.cursor)
+        heads = jnp.concatenate([q, k, v], axis=2)
+        flat = heads.reshape(*heads.shape[:2], -1)
+        added, tail = ShortConvolution(self.cfg.convolution, name='conv')(flat, rows, state and state.tail)
+        heads += added.reshape(heads.shape)
+        return *jnp.split(heads, [q.shape[2], q.shape[2] + k.shape[2]], axis=2), tail
 
     def _read(
         self, q: Array, k: Array, v: Array, context: Context, state: KeyValues | BlockState | None

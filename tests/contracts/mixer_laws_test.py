@@ -38,6 +38,7 @@ from tests.parameters import perturbed
 VARIANTS = {
     'softmax[window,sinks]': SoftmaxConfig(window=4, sinks=2),
     'softmax[grouped,qk_norm,softcap]': SoftmaxConfig(key_heads=2, qk_norm=True, softcap=5.0, rotary_base=None),
+    'softmax[convolution,grouped]': SoftmaxConfig(convolution=3, key_heads=2),
     'softmax[multi_query,head_dim]': SoftmaxConfig(key_heads=1, head_dim=16),
     'aaren[scan,fold_query]': AarenConfig(chunk=None, fold_query=True),
     'mamba[alone]': MambaConfig(alone=True),
