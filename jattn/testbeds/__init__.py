@@ -13,6 +13,7 @@ from jattn.testbeds.icl_linear import ICLLinear
 from jattn.testbeds.icl_linear_multitask import ICLLinearMultitask
 from jattn.testbeds.induction import Induction
 from jattn.testbeds.landmarked import Landmarked
+from jattn.testbeds.linear_classification import LinearClassification
 from jattn.testbeds.mad import MAD
 from jattn.testbeds.needles import Needles
 from jattn.testbeds.passkey import Passkey
@@ -20,6 +21,7 @@ from jattn.testbeds.phonebook import Phonebook
 from jattn.testbeds.regression import Regression
 from jattn.testbeds.rereading import ReReading
 from jattn.testbeds.selective_copying import SelectiveCopying
+from jattn.testbeds.single_recall import SingleRecall
 from jattn.testbeds.stacked_recall import StackedRecall
 from jattn.testbeds.state_tracking import StateTracking
 from jattn.testbeds.task import Batch, Task
@@ -39,6 +41,7 @@ TESTBEDS: dict[str, Task] = {
     'icl_linear_multitask': ICLLinearMultitask(),
     'induction': Induction(),
     'landmarked': Landmarked(),
+    'linear_classification': LinearClassification(),
     'mad': MAD(),
     'needles': Needles(),
     'passkey': Passkey(),
@@ -46,6 +49,7 @@ TESTBEDS: dict[str, Task] = {
     'regression': Regression(),
     'rereading': ReReading(),
     'selective_copying': SelectiveCopying(),
+    'single_recall': SingleRecall(),
     'stacked_recall': StackedRecall(),
     'state_tracking': StateTracking(),
     'voxels': Voxels(),

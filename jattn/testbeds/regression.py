@@ -16,7 +16,7 @@ even places are read, that of x_0 included. Errors are divided by the variance o
 Choices. The loss is against y_i, error curves are against f(x_i), as in Raventos: those of Garg are higher by sigma^2
 over the normaliser. In a curriculum a prompt keeps its length and late points are not scored; to a causal model that is
 a shorter prompt. Functions of a pool are those of the full task throughout. Linear classification, which has a loss of
-its own, is left out, and so are the baselines that train or grow trees.
+its own, is `linear_classification`; the baselines that train or grow trees are left out.
 """
 
 import dataclasses

@@ -17,7 +17,15 @@ from jattn.memories import MEMORIES
 from jattn.mixers import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds import AssociativeRecall, Boolean, StateTracking
-from jattn.testbeds.constructions import LinearAttention, attend, best_step, descent_risk, join, read_out, uniform_moments
+from jattn.testbeds.constructions import (
+    LinearAttention,
+    attend,
+    best_step,
+    descent_risk,
+    join,
+    read_out,
+    uniform_moments,
+)
 from jattn.training.optimizer import AdamWConfig
 
 pytestmark = pytest.mark.slow

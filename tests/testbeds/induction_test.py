@@ -76,14 +76,6 @@ def test_copies_stand_in_order_at_uniform_places():
     assert task.metrics(task.baselines(batch)['look_up'], batch)['accuracy_by_copy'].value().tolist() == [1.0] * 4
 
 
-@pytest.mark.parametrize('task', [Induction(tokens=9), SelectiveCopying(tokens=12, copies=3)])
-def test_same_key_same_batch_under_jit_and_vmap(task):
-    keys = jax.random.split(jax.random.key(4), 2)
-    rows = jax.vmap(lambda key: task.sample(key, 3))(keys)
-    np.testing.assert_array_equal(rows.inputs[1], draw(task, keys[1], 3).inputs)
-    assert not jnp.array_equal(rows.inputs[0], rows.inputs[1]) and rows.inputs.dtype == jnp.int32
-
-
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
