@@ -16,17 +16,10 @@ from experiments.papers.small_models import Setting
 from jattn.memories import MEMORIES
 from jattn.mixers import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
-from jattn.testbeds import AssociativeRecall, Boolean, StateTracking
-from jattn.testbeds.constructions import (
-    LinearAttention,
-    attend,
-    best_step,
-    descent_risk,
-    join,
-    read_out,
-    uniform_moments,
-)
+from jattn.nn.feed_forward import FeedForwardConfig
+from jattn.testbeds import AssociativeRecall, Boolean, Regression, StateTracking
 from jattn.training.optimizer import AdamWConfig
+from jattn.understanding import probes
 
 pytestmark = pytest.mark.slow
 CONVOLVED = SoftmaxConfig(heads=1, convolution=3)
@@ -37,15 +30,20 @@ def memory(name, **gates):
     return dataclasses.replace(member, heads=1, tile=16, gates=dataclasses.replace(member.gates, **gates))
 
 
-def learned(mixer, task, steps, seed=0, width=64, batch=64, test=None):
-    """The metrics, on new rows, of a decoder of two layers without feed-forward that was trained on a task."""
-    setting = Setting(
-        model=DecoderConfig(width=width, layers=2, mixer=(mixer,), feed_forward=None, remat='none'),
+def decoder(mixer, task, steps, width=64, batch=64, layers=2, feed_forward=None):
+    """A training of a small decoder."""
+    return Setting(
+        model=DecoderConfig(width=width, layers=layers, mixer=(mixer,), feed_forward=feed_forward, remat='none'),
         data=task,
         steps=steps,
         batch=batch,
         optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=50),
     )
+
+
+def learned(mixer, task, steps, seed=0, test=None, **sizes):
+    """The metrics, on new rows, of a decoder of two layers without feed-forward that was trained on a task."""
+    setting = decoder(mixer, task, steps, **sizes)
     variables, _ = small_models.train(setting, jax.random.key(seed))
     return small_models.score(setting, variables, test or task, rows=256, batches=4, key=jax.random.key(1000))
 
@@ -79,16 +77,17 @@ def test_parity_of_longer_rows_needs_negative_eigenvalues():
 
 def test_a_trained_layer_of_linear_attention_is_one_step_of_gradient_descent():
     """Within 2% of the least risk of one step (von Oswald et al. 2022)."""
-    dim, examples, halves = 10, 10, uniform_moments(0.5)
+    dim, examples, halves = 10, 10, constructions.uniform_moments(0.5)
 
     def loss(weights, key):
         x_key, w_key = jax.random.split(key)
         x = jax.random.uniform(x_key, (2048, examples + 1, dim), minval=-0.5, maxval=0.5)
         y = jnp.einsum('bsf,bf->bs', x, jax.random.normal(w_key, (2048, dim)))
-        said = read_out(attend(weights, join(x[:, :-1], y[:, :-1], x[:, -1])))
+        tokens = constructions.join(x[:, :-1], y[:, :-1], x[:, -1])
+        said = constructions.read_out(constructions.attend(weights, tokens))
         return jnp.mean(jnp.square(said - y[:, -1]))
 
-    start = LinearAttention(*0.1 * jax.random.normal(jax.random.key(0), (4, dim + 1, dim + 1)))
+    start = constructions.LinearAttention(*0.1 * jax.random.normal(jax.random.key(0), (4, dim + 1, dim + 1)))
     optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 4000))
 
     @jax.jit
@@ -103,7 +102,8 @@ def test_a_trained_layer_of_linear_attention_is_one_step_of_gradient_descent():
 
     fitted = train(start)
     risk = jnp.mean(jnp.stack([loss(fitted, key) for key in jax.random.split(jax.random.key(2), 50)]))
-    assert abs(risk / descent_risk(halves, dim, examples, best_step(halves, dim, examples)) - 1) < 0.02
+    step = constructions.best_step(halves, dim, examples)
+    assert abs(risk / constructions.descent_risk(halves, dim, examples, step) - 1) < 0.02
 
 
 def test_sparse_parity_stays_at_what_the_point_alone_says():
@@ -116,3 +116,21 @@ def test_what_stands_behind_a_teaching_sequence_is_known():
     task = Boolean(function='conjunction', inputs=6, points=16, teaching=1.0)
     by_point = learned(memory('deltanet'), task, 1000)['accuracy_by_point']
     assert len(by_point) == 16 and min(by_point[task.inputs + 2 :]) > 0.98
+
+
+def test_the_weights_of_the_regression_are_read_from_the_residual_stream_of_late_layers():
+    """Akyurek et al. (2022): the moment X^T y, then the ridge weights, appear on the way up; no linear map of the
+    prompt has them."""
+    task = Regression(dim=3, points=9)
+    setting = decoder(SoftmaxConfig(heads=4), task, 3000, layers=4, feed_forward=FeedForwardConfig())
+    variables, _ = small_models.train(setting, jax.random.key(0))
+    batch = task.sample(jax.random.key(1000), 4096)
+    features = small_models.read_site(setting, variables, batch, 'resid_post')[:, :, -2]  # the last point's x
+    x, y = batch.inputs[:, ::2], batch.inputs[:, 1::2, 0]
+    prompts = batch.inputs.reshape(len(batch.inputs), -1)
+    parts = probes.split_rows(jax.random.key(1), 4096)
+    for name, targets in constructions.learnt(x, y, penalty=0.1).items():
+        found = probes.probe_values(features, targets[:, -1], parts, jax.random.key(2), inputs=prompts)
+        print(name, found.score, found.control, found.baseline)
+        assert max(found.score) > 0.8 > found.score[0] + 0.2, name
+        assert max(found.control) < 0.1 and found.baseline < 0.1

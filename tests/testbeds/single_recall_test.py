@@ -21,7 +21,7 @@ def test_the_answer_is_the_value_that_stands_behind_the_key(batch):
         value_of = dict(pairs.tolist())
         assert all(value_of[key] == value for key, value in pairs)  # a key has one value
         assert marker == 0 and value_of[asked] == targets[-1] and not targets[:-1].any()
-        assert 1 <= pairs[:, 0].min() and pairs[:, 0].max() <= 4 < pairs[:, 1].min()
+        assert pairs[:, 0].min() >= 1 and pairs[:, 0].max() <= 4 < pairs[:, 1].min()
     assert batch.mask.sum(axis=1).tolist() == [1] * 4000 and batch.mask[:, -1].all()
 
 
