@@ -111,6 +111,12 @@ SUITE: dict[str, SuiteTask] = {
         small=('data.tokens=16', 'training.batch=64'),
         tests=LONGER,
     ),
+    'babi': SuiteTask(
+        group=LONG,
+        config='babi',
+        small=('data.tokens=48', 'data.most_facts=6', 'data.noise=16'),
+        tests={'2x': ('tokens=96',), '4x': ('tokens=192',)},
+    ),
     'paired_claims': SuiteTask(
         group=CLAIMS,
         config='facts_and_fibs',
