@@ -3,7 +3,9 @@
 python -m experiments.run --config=lm_bytes --workdir=runs/a                        train; the same line resumes
 python -m experiments.run --config=lm_bytes --size=tiny --set model.mixer=rg_lru,softmax --workdir=runs/b
 python -m experiments.run --config=lm_bytes --init_from=runs/a --set training.steps=100 --workdir=runs/c
+python -m experiments.run --config=lm_bytes --init_from=smollm2 --set data.path=DIR --workdir=runs/d
 python -m experiments.run --mode=eval --workdir=runs/a
+python -m experiments.run --mode=eval --pretrained=smollm2 --config=lm_bytes --set data.path=DIR
 python -m experiments.run --mode=generate --workdir=runs/a --prompt='def main('
 python -m experiments.run --mode=generate --pretrained=smollm2 --chat --prompt='What is attention?'
 python -m experiments.run --list
@@ -14,10 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 
 from experiments import cli, configs
-from jattn.config import ConfigError
+from jattn.config import ConfigError, override
 from jattn.data import CORPORA, TextConfig
 from jattn.interop import PRETRAINED, pretrained
 from jattn.mixers import MIXERS
@@ -26,15 +29,19 @@ from jattn.models.generate import Sampling, generate_text
 from jattn.poolers import POOLERS
 from jattn.testbeds import TESTBEDS
 from jattn.training import checkpoint, devices
-from jattn.training.evaluate import evaluate
+from jattn.training.evaluate import evaluate, mean_metrics
 from jattn.training.experiment import Experiment
 from jattn.training.feed import make_feed
 from jattn.training.loop import TrainingFailed, make_partition, train
 from jattn.training.optimizer import OPTIMIZERS
+from jattn.training.step import TrainState, eval_step
+from jattn.training.warm_start import published
 
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'generate'], 'What to do.')
 _LIST = flags.DEFINE_bool('list', False, 'Prints what configs and parts there are by name, and ends.')
-_INIT_FROM = flags.DEFINE_string('init_from', None, 'Workdir of a run whose parameters this one starts from.')
+_INIT_FROM = flags.DEFINE_string(
+    'init_from', None, 'Whose parameters a run starts from: a workdir, or a published model.'
+)
 _CHAT = flags.DEFINE_bool('chat', False, 'generate with --pretrained: the prompt is what a user says to it.')
 _TOKENS = flags.DEFINE_integer('new_tokens', 200, 'generate: how many tokens to add (bytes, of a run).')
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.8, 'generate: 0 takes the likeliest token.')
@@ -57,19 +64,32 @@ def main(argv: Sequence[str]) -> int:
     if cli.OUT.value is not None:
         raise ConfigError(f'--out={cli.OUT.value}: a run writes into its --workdir')
     if cli.PRETRAINED.value is not None:
-        if _MODE.value != 'generate' or cli.WORKDIR.value is not None:
-            raise ConfigError(f'--pretrained={cli.PRETRAINED.value}: goes with --mode=generate, in place of --workdir')
-        return _generate_pretrained()
+        if _MODE.value == 'train' or cli.WORKDIR.value is not None:
+            raise ConfigError(
+                f'--pretrained={cli.PRETRAINED.value}: goes with --mode=generate or eval, in place of --workdir; '
+                'a run starts from it by --init_from'
+            )
+        return _generate_pretrained() if _MODE.value == 'generate' else _eval_pretrained()
+    if _CHAT.value:
+        raise ConfigError('--chat: goes with --pretrained')
     if cli.WORKDIR.value is None:
         raise ConfigError('--workdir is needed: the folder of the run')
     if _MODE.value == 'eval':
         return _eval()
     if _MODE.value == 'generate':
         return _generate()
+    return _train(_config(_INIT_FROM.value))
+
+
+def _config(start: str | None) -> Experiment:
+    """The experiment of the flags, with `start` as where its parameters come from."""
     if cli.CONFIG.value is None:
-        raise ConfigError(f'--config is needed to train; there are: {", ".join(configs.names())}')
-    start = [f'training.init_from={_INIT_FROM.value}'] if _INIT_FROM.value else []
-    return _train(configs.load(cli.CONFIG.value, cli.SIZE.value, [*cli.SET.value, *start]))
+        raise ConfigError(f'--config is needed; there are: {", ".join(configs.names())}')
+    config = configs.load(cli.CONFIG.value, cli.SIZE.value)
+    if start is not None and pretrained.exists(start):
+        config = published(config, start)
+    first = [] if start is None else [f'training.init_from={start}']
+    return override(config, [*first, *cli.SET.value], configs.TABLES)
 
 
 def _train(config: Experiment) -> int:
@@ -99,6 +119,17 @@ def _eval() -> int:
     return 0
 
 
+def _eval_pretrained() -> int:
+    config = _config(cli.PRETRAINED.value)
+    found = pretrained.load(cli.PRETRAINED.value)
+    found.check_length(config.data.tokens)
+    state = TrainState(jnp.int32(0), found.params, (), {}, jnp.int32(-1))
+    score = jax.jit(lambda state, batch: eval_step(config.make_model(), config.data, None, state, batch))
+    parts = [jax.device_get(score(state, batch)) for batch in make_feed(config).eval_batches()]
+    print('  '.join(f'eval/{name} {value}' for name, value in mean_metrics(parts).items()))
+    return 0
+
+
 def _generate() -> int:
     model, params, config = checkpoint.load(cli.WORKDIR.value, cli.STEP.value)
     if not isinstance(config.data, TextConfig):
@@ -106,7 +137,9 @@ def _generate() -> int:
         raise ConfigError(f'--mode=generate needs a model of text, but {cli.WORKDIR.value} was trained on {kind}')
     prompts = cli.PROMPT.value or ['def ']
     slow = checkpoint.load_collections(cli.WORKDIR.value, cli.STEP.value)
-    texts = generate_text(model, params, prompts, _TOKENS.value, **_draws(), collections=slow)
+    words = config.data.tokenizer and pretrained.load_tokenizer(config.data.tokenizer)
+    ways = {} if words is None else dict(encode=words.encode, decode=words.decode, end=words.end)
+    texts = generate_text(model, params, prompts, _TOKENS.value, **_draws(), **ways, collections=slow)
     for prompt, text in zip(prompts, texts):
         print(prompt + text)
     return 0
@@ -144,7 +177,7 @@ def _list() -> int:
         ('testbeds (--set data=NAME)', TESTBEDS),
         ('corpora (--set data=NAME)', CORPORA),
         ('optimizers (--set training.optimizer=NAME)', OPTIMIZERS),
-        ('published models (--mode=generate --pretrained=NAME)', PRETRAINED),
+        ('published models (--pretrained=NAME, --init_from=NAME)', PRETRAINED),
     ):
         print(f'{title}:\n  ' + ', '.join(table))
     return 0

@@ -59,13 +59,13 @@ class PackedRows:
     align: int = 1
 
     @classmethod
-    def of(cls, documents: Sequence[bytes], tokens: int, align: int = 1) -> 'PackedRows':
-        """Packs documents of bytes; empty ones vanish."""
+    def of(cls, documents: Sequence[bytes | np.ndarray], tokens: int, align: int = 1) -> 'PackedRows':
+        """Packs documents, bytes or arrays of ids; empty ones vanish."""
         if tokens % align:
             raise ValueError(f"data.tokens={tokens} must be a multiple of the mixers' document_align={align}")
-        documents = [document for document in documents if document]
-        starts = np.cumsum([0, *map(len, documents)], dtype=np.int64)
-        return cls(np.frombuffer(b''.join(documents), np.uint8), starts, tokens, align)
+        ids = [np.frombuffer(one, np.uint8) if isinstance(one, bytes) else one for one in documents if len(one)]
+        starts = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        return cls(np.concatenate(ids), starts, tokens, align)
 
     @property
     def padded_starts(self) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Text as bytes: any file or folder, or, with nothing to download, the sources of Python's standard library.
+"""Text: any file or folder, or, with nothing to download, the sources of Python's standard library.
 
-The tokens are the 256 bytes. Train and validation documents are disjoint: a file goes to one side by a hash of its
-relative path, or by its name where names are given (whole books held out); a single file is cut, its end is the
-validation text.
+The tokens are the 256 bytes, or those of a published model, for which every document is tokenised whole. Train and
+validation documents are disjoint: a file goes to one side by a hash of its relative path, or by its name where names
+are given (whole books held out); a single file is cut, its end is the validation text.
 """
 
 import dataclasses
@@ -14,9 +14,11 @@ import sysconfig
 from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 
 from jattn.data.corpus import VALIDATION, Corpus, read_bytes
 from jattn.data.packing import PackedRows
+from jattn.interop.pretrained import load_tokenizer
 from jattn.nn.losses import Mean, cross_entropy
 from jattn.testbeds.task import Batch
 from jattn.typing import Array
@@ -24,11 +26,12 @@ from jattn.typing import Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig(Corpus):
-    """A byte-level corpus.
+    """A corpus of text.
 
     Attributes:
         path: a file, or a folder whose files are the documents; .gz files are unpacked. None: the .py files of the
             running interpreter's standard library (about 30 MB).
+        tokenizer: the published model whose tokens are read, a name or path as for --pretrained; None: bytes.
         tokens: T, of a row.
         validation_fraction: of the files (of the bytes, for a single file).
         validation: names of the files of the folder that are the validation text: a name without its endings, or a
@@ -42,10 +45,9 @@ class TextConfig(Corpus):
     """
 
     kind: ClassVar[str] = 'discrete'
-    input_size: ClassVar[int] = 256
-    output_size: ClassVar[int] = 256
 
     path: str | None = None
+    tokenizer: str | None = None
     tokens: int = 256
     validation_fraction: float = 0.05
     validation: tuple[str, ...] | None = None
@@ -60,6 +62,14 @@ class TextConfig(Corpus):
         if self.train is not None and self.validation is None:
             raise ValueError(f'train={",".join(self.train)} needs validation: which files are held out')
 
+    @property
+    def input_size(self) -> int:
+        return 256 if self.tokenizer is None else load_tokenizer(self.tokenizer).size
+
+    @property
+    def output_size(self) -> int:
+        return self.input_size
+
     def rows(self, split: str, align: int = 1) -> PackedRows:
         """The packed rows of a split.
 
@@ -70,25 +80,29 @@ class TextConfig(Corpus):
         documents = self._documents()[split == VALIDATION]
         if not documents:
             raise ValueError(f'data.path={self.path}: no text for the {split} split (empty files do not count)')
+        if self.tokenizer is not None:
+            words = load_tokenizer(self.tokenizer)
+            documents = [np.array(words.encode(text.decode(errors='replace')), np.int32) for text in documents]
         return PackedRows.of(documents, self.tokens, align)
 
     def loss(self, outputs: Array, batch: Batch) -> Mean:
-        """Cross-entropy of the next byte within its document, in nats (plus the z-loss)."""
+        """Cross-entropy of the next token within its document, in nats (plus the z-loss)."""
         return cross_entropy(outputs, batch.targets, batch.mask, self.z_loss)
 
     def metrics(self, outputs: Array, batch: Batch) -> dict[str, Mean]:
-        """loss in nats, bits_per_byte, accuracy."""
+        """loss in nats a token, accuracy, bits_per_byte (not where tokens are not made of bytes)."""
         loss = cross_entropy(outputs, batch.targets, batch.mask)
         hits = (jnp.argmax(outputs, axis=-1) == batch.targets).astype(jnp.float32)
-        return {
-            'loss': loss,
-            'bits_per_byte': Mean(loss.total / math.log(2), loss.count),
-            'accuracy': Mean.of(hits, batch.mask),
-        }
+        metrics = {'loss': loss, 'accuracy': Mean.of(hits, batch.mask)}
+        lengths = None if self.tokenizer is None else load_tokenizer(self.tokenizer).byte_lengths()
+        if self.tokenizer is None or lengths is not None:
+            count = loss.count if lengths is None else jnp.sum(jnp.asarray(lengths)[batch.targets] * batch.mask)
+            metrics['bits_per_byte'] = Mean(loss.total / math.log(2), count)
+        return metrics
 
     def facts(self) -> dict[str, float]:
-        """Bits of a uniform guess."""
-        return {'uniform_bits_per_byte': 8.0}
+        """Bits of a uniform guess among bytes, nats of one among tokens."""
+        return {'uniform_bits_per_byte': 8.0} if self.tokenizer is None else {'uniform': math.log(self.input_size)}
 
     def tiny(self) -> 'TextConfig':
         """A copy with short rows."""

@@ -8,6 +8,7 @@ are never imported, only their files are read. Weights are float32; parity with 
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -122,20 +123,34 @@ def load(name: str, *, dtype: str = 'float32') -> Pretrained:
         FileNotFoundError: there is no such path, or the package is not installed.
         ConfigError: an unknown name or architecture, a damaged file, tensors that do not fit.
     """
+    path, config, tensors, words = _read(name)
+    cfg, params = build(config, tensors, str(path), dtype)
+    if words is not None:
+        words.check(cfg.input_size, str(path))
+    return Pretrained(name, cfg.make(), params, words, config.get('max_position_embeddings'))
+
+
+@functools.cache
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer alone; called as `load`.
+
+    Raises:
+        ConfigError: the model's files have none.
+    """
+    words = _read(name)[-1]
+    if words is None:
+        raise ConfigError(f'{name}: its files have no tokenizer')
+    return words
+
+
+def _read(name: str) -> tuple[pathlib.Path, Config, Tensors, Tokenizer | None]:
+    """Where a model lies, its config, its tensors, its tokenizer, by the kind of file."""
     package = PRETRAINED.get(name)
     path = pathlib.Path(name) if package is None else package.path()
     if package is None and not path.exists():
         if path.suffix or len(path.parts) > 1:
             raise FileNotFoundError(f'--pretrained={name}: no such file or folder')
         raise ConfigError(f'--pretrained={name}: no such model; {nearest(name, PRETRAINED)}; or give a path')
-    found = _open(name, path, dtype)
-    if package is not None and package.system is not None:
-        found = dataclasses.replace(found, tokenizer=dataclasses.replace(found.tokenizer, system=package.system))
-    return found
-
-
-def _open(name: str, path: pathlib.Path, dtype: str) -> Pretrained:
-    """By the kind of file."""
     if path.suffix == '.gguf':
         config, tensors, tokens = gguf.read(path)
         words = tokenizer.from_gguf(tokens, str(path))
@@ -144,10 +159,9 @@ def _open(name: str, path: pathlib.Path, dtype: str) -> Pretrained:
             raise FileNotFoundError(f'{path}: no config.json: not a Hugging Face folder')
         config = json.loads((path / 'config.json').read_text())
         tensors, words = safetensors.read(path), tokenizer.from_folder(path, config)
-    cfg, params = build(config, tensors, str(path), dtype)
-    if words is not None:
-        words.check(cfg.input_size, str(path))
-    return Pretrained(name, cfg.make(), params, words, config.get('max_position_embeddings'))
+    if package is not None and package.system is not None:
+        words = dataclasses.replace(words, system=package.system)
+    return path, config, tensors, words
 
 
 def build(config: Config, tensors: Tensors, where: str, dtype: str = 'float32') -> tuple[TrunkConfig, PyTree]:

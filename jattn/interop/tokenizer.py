@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
@@ -43,6 +44,12 @@ class Tokenizer:
     def size(self) -> int:
         """Tokens of the vocabulary, added ones too."""
         return self.inner.get_vocab_size(with_added_tokens=True)
+
+    def byte_lengths(self) -> np.ndarray | None:
+        """How many bytes of text every id stands for, where the vocabulary is of bytes; None: it is not."""
+        if not isinstance(self.inner.decoder, decoders.ByteLevel):
+            return None
+        return np.array([len(self.inner.id_to_token(n) or '') for n in range(self.size)], np.float32)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; special tokens written in it are those tokens."""

@@ -59,7 +59,8 @@ class TrainingConfig:
         batch: rows of a step, over all devices and processes.
         accumulate: micro-batches of a step, one after another.
         seed: of parameters, data order and everything random.
-        init_from: the workdir of a run whose parameters this one starts from (`warm_start.py`); None: new ones.
+        init_from: whose parameters this run starts from (`warm_start.py`), the workdir of a run or a published model;
+            None: new ones.
         optimizer: adamw or muon, with its schedule.
         losses: weights of the mixers' auxiliary losses; no effect where a model has none.
         steps_per_call: steps of one compiled call; testbeds draw their batches inside it. No effect on the results.

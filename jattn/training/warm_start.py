@@ -1,16 +1,23 @@
-"""Starting from another run: its parameters where they fit, new ones where it has none; what contradicts is refused.
+"""Starting from another run or a published model: its parameters where they fit, new ones where it has none.
 
     python -m experiments.run --config=lm_bytes --set model.mixer=mixture_of_heads --init_from=runs/a --workdir=runs/b
+    python -m experiments.run --config=lm_bytes --init_from=smollm2 --set data.path=DIR --workdir=runs/c
 
-A parameter fits one of the same path and shape. An axis named 'vocab' may grow: new entries keep their initial values
-(landmark tokens). A run that has saved a checkpoint resumes from that; the optimizer starts anew.
+What contradicts is refused. A run that starts from a published model has its trunk and its tokens (`published`), before
+anything is --set. A parameter fits one of the same path and shape. An axis named 'vocab' may grow: new entries keep
+their initial values (landmark tokens). A run that has saved a checkpoint resumes from that; the optimizer starts anew.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jattn.config import ConfigError
+from jattn.data import TextConfig
+from jattn.interop import pretrained
+from jattn.models.decoder import DecoderConfig
 from jattn.testbeds.task import Batch
 from jattn.training import checkpoint
 from jattn.training.experiment import Experiment
@@ -19,7 +26,7 @@ from jattn.typing import Array, PyTree
 
 
 def warm_start(state: TrainState, config: Experiment, example: Batch) -> tuple[TrainState, list[str]]:
-    """The state with the parameters of the run `config.training.init_from`, and lines that say what was done.
+    """The state with the parameters of `config.training.init_from`, and lines that say what was done.
 
     Args:
         state: a fresh one, every array once.
@@ -27,14 +34,35 @@ def warm_start(state: TrainState, config: Experiment, example: Batch) -> tuple[T
         example: a batch of its model, for shapes.
 
     Raises:
-        FileNotFoundError: there is no such run, or it has no checkpoint.
-        ConfigError: a parameter of both has two shapes, or the two share none.
+        FileNotFoundError: there is no such run, or it has no checkpoint; the published model is not installed.
+        ConfigError: rows are longer than a published model has positions for; a parameter of both has two shapes, or
+            the two share none.
     """
-    workdir = config.training.init_from
-    _, old, _ = checkpoint.load(workdir)
+    start = config.training.init_from
+    if pretrained.exists(start):
+        found = pretrained.load(start)
+        found.check_length(example.inputs.shape[1])
+        old = found.params
+    else:
+        _, old, _ = checkpoint.load(start)
     names = nn.get_partition_spec(abstract_params(config.make_model(), example))
-    params, lines = adopt(state.params, names, old, workdir)
+    params, lines = adopt(state.params, names, old, start)
     return state.replace(params=params), lines
+
+
+def published(config: Experiment, name: str) -> Experiment:
+    """The experiment with the trunk and the tokens of a published decoder.
+
+    Raises:
+        ConfigError: the model is no decoder of text, or the data is no text.
+    """
+    found = pretrained.load(name)
+    if found.tokenizer is None or type(found.model.cfg) is not DecoderConfig:
+        raise ConfigError(f'{name}: not a decoder of text')
+    if not isinstance(config.data, TextConfig):
+        raise ConfigError(f'{name} reads text, but data is {type(config.data).__name__}: take a config of text')
+    data = dataclasses.replace(config.data, tokenizer=name)
+    return dataclasses.replace(config, model=found.model.cfg, data=data)
 
 
 def adopt(params: PyTree, names: PyTree, old: PyTree, where: str) -> tuple[PyTree, list[str]]:
