@@ -5,6 +5,8 @@
     captured.stack('z')                                                 # [L, B, T, H, V]
     capture.run(model, params, tokens, edits={('z', 3): Edit(scale=0.0 * mask)})
     capture.run(model, params, tokens, edits={'z': Edit(scale=mask)})   # mask [L, 1, 1, H, 1]: layer axis first
+    prefix = capture.run(model, params, before, state=model.cfg.init_state(batch, capacity))
+    capture.run(model, params, after, state=prefix.state, edits=...)    # the tokens behind a prefix that is run once
 
 `jattn/taps.py` lists the sites. Flax ignores an edit at a wrong path in silence; this does not. Everything is
 traceable: edits are arrays, so a sweep under `lax.map` or `vmap` compiles once, and `jax.grad` with respect to
@@ -38,10 +40,12 @@ class Captured:
     Attributes:
         outputs: of the model.
         values: site -> layer -> value; the layer of `embed` and `logits` is None.
+        state: behind the call's tokens; None: the run had none.
     """
 
     outputs: Array
     values: dict[str, dict[int | None, Array]]
+    state: PyTree | None = None
 
     def at(self, site: str, layer: int | None = None) -> Array:
         """The value of a site at a layer."""
@@ -68,8 +72,9 @@ def run(
     edits: Mapping[EditKey, Edit] | None = None,
     context: Context = Context(),
     collections: Mapping[str, PyTree] | None = None,
+    state: PyTree | None = None,
 ) -> Captured:
-    """Runs the model on whole sequences, reads `sites`, obeys `edits`.
+    """Runs the model on whole sequences, or on the tokens behind a state; reads `sites`, obeys `edits`.
 
     Args:
         model: a trunk.
@@ -80,6 +85,8 @@ def run(
             same everywhere), or (site, layer) -> an Edit without it.
         context: positions and segments; padding is respected.
         collections: the model's slow state, if it has any.
+        state: what stands before the inputs, from `cfg.init_state` or an earlier run; None: nothing. Patterns then have
+            a column for every slot of the state, filled or not, and one for every token of the call.
 
     Raises:
         ValueError: a site or a layer that the model does not have; names those it has.
@@ -93,7 +100,7 @@ def run(
     ((2, 1, 5, 4, 4), 0.0)
     """
     sites, edits = tuple(sites), dict(edits or {})
-    there = index(model, params, inputs, context, collections)
+    there = index(model, params, inputs, context, collections, state)
     for key in (*sites, *edits):
         site, layer = key if isinstance(key, tuple) else (key, None)
         if site not in there:
@@ -104,9 +111,10 @@ def run(
     for site in dict.fromkeys(key[0] if isinstance(key, tuple) else key for key in edits):
         _file(tree, there[site], site, _by_layer(edits, site, there[site]))
     mutable = tuple({there[site][layer][0] for site in sites for layer in there[site]})
-    outputs, captured = _apply(model, mutable, {'params': params, EDITS: tree, **(collections or {})}, inputs, context)
+    variables = {'params': params, EDITS: tree, **(collections or {})}
+    (outputs, state), captured = _apply(model, mutable, variables, inputs, context, state)
     values = {site: {layer: _read(captured, place, site) for layer, place in there[site].items()} for site in sites}
-    return Captured(outputs, values)
+    return Captured(outputs, values, state)
 
 
 def index(
@@ -115,13 +123,15 @@ def index(
     inputs: Array,
     context: Context = Context(),
     collections: Mapping[str, PyTree] | None = None,
+    state: PyTree | None = None,
 ) -> Index:
     """Every site of the model and where it is filed, from its abstract evaluation.
 
     A site that is in no layer is named by its path: `embed` of a decoder, `encoder.embed` in an encoder-decoder.
     """
     variables = {'params': params, **(collections or {})}
-    taps = jax.eval_shape(functools.partial(_apply, model, (TAPS, PATTERNS)), variables, inputs, context)[1]
+    apply = functools.partial(_apply, model, (TAPS, PATTERNS))
+    taps = jax.eval_shape(apply, variables, inputs, context, state)[1]
     layers_of: dict[Path, list[tuple[int, int]]] = {}
     for layer, (slot, repeat) in enumerate(model.cfg.layer_sites()):
         layers_of.setdefault(slot, []).append((layer, repeat))
@@ -142,10 +152,15 @@ def index(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply(
-    model: nn.Module, mutable: tuple[str, ...], variables: Mapping[str, PyTree], inputs: Array, context: Context
-) -> tuple[Array, dict[str, PyTree]]:
-    (outputs, _), captured = model.apply(variables, inputs, context, mutable=list(mutable))
-    return outputs, dict(captured)
+    model: nn.Module,
+    mutable: tuple[str, ...],
+    variables: Mapping[str, PyTree],
+    inputs: Array,
+    context: Context,
+    state: PyTree | None,
+) -> tuple[tuple[Array, PyTree | None], dict[str, PyTree]]:
+    out, captured = model.apply(variables, inputs, context, state, mutable=list(mutable))
+    return out, dict(captured)
 
 
 def _by_layer(edits: Mapping[EditKey, Edit], site: str, places: Mapping) -> dict[int | None, Edit]:

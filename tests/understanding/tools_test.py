@@ -14,6 +14,7 @@ from jattn.models import DecoderConfig
 from jattn.taps import Edit
 from jattn.understanding import capture, heads, patch
 from jattn.understanding.pictures import draw_head_scores
+from tests.understanding.opened import RECURRENT, opened
 
 SOFTMAX, RG_LRU = MIXERS['softmax'].tiny(), MIXERS['rg_lru'].tiny()
 MODELS = {
@@ -107,6 +108,28 @@ def test_an_edited_pattern_is_used(name):
     v = captured.at('v', layer)
     v = jnp.repeat(v, 4 // v.shape[2], axis=2)
     np.testing.assert_allclose(captured.at('z', layer), jnp.einsum('ts,bshk->bthk', uniform, v), atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['scanned', 'hybrid', *RECURRENT])
+def test_a_suffix_behind_a_state_has_the_rows_of_the_whole_run(name):
+    model, params = opened(name)
+    sites, tokens, slots = ['z', 'resid_post', 'mlp_act'], jnp.tile(TOKENS[:, :7] % 11, (1, 2)), 16
+    sites += ['pattern'] if name in ('scanned', 'hybrid') else []
+    edits = {('mlp_out', 1): Edit(scale=jnp.zeros(()))}
+    whole = capture.run(model, params, tokens, sites=sites, edits=edits)
+    prefix = capture.run(model, params, tokens[:, :8], edits=edits, state=model.cfg.init_state(2, slots))
+    suffix = capture.run(model, params, tokens[:, 8:], sites=sites, edits=edits, state=prefix.state)
+    np.testing.assert_allclose(suffix.outputs, whole.outputs[:, 8:], atol=1e-4)
+    for site in sites:
+        assert list(suffix.values[site]) == list(whole.values[site])
+        for layer, value in whole.values[site].items():
+            own = suffix.at(site, layer)
+            if site == 'pattern':  # 8 of 16 slots are filled
+                own, value = jnp.delete(own, jnp.arange(8, 16), axis=-1), value[:, :, 8:]
+            else:
+                value = value[:, 8:]
+            np.testing.assert_allclose(own, value, atol=1e-4)
+    assert whole.state is None and jax.tree.structure(suffix.state) == jax.tree.structure(prefix.state)
 
 
 @two_models
