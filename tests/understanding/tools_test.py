@@ -1,4 +1,4 @@
-"""The tools: captured values are the model's own, edits do what they say, scanned or not; sweeps equal loops."""
+"""The tools: captured values are the model's own, edits do what they say, scanned or not."""
 
 import functools
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jattn.contract import Context
 from jattn.mixers import MIXERS, SoftmaxConfig
 from jattn.models import DecoderConfig
 from jattn.taps import Edit
@@ -146,27 +145,6 @@ def test_the_gradient_of_an_added_zero_is_that_of_the_site(name):
     np.testing.assert_allclose(effect(step) - effect(-step), 2 * jnp.sum(gradient * step), rtol=2e-2, atol=1e-4)
 
 
-def test_a_sweep_under_map_compiles_once_and_equals_a_loop():
-    model, params = build('scanned')
-    metric = lambda logits: jax.nn.log_softmax(logits[:, -1])[:, 3].mean()
-    found = patch.ablate_heads(model, params, TOKENS, metric, kind='zero', batch_size=5)
-    for layer, head in np.ndindex(3, 4):
-        scale = jnp.ones(4).at[head].set(0)[None, None, :, None]
-        single = metric(run('scanned', edits={('z', layer): Edit(scale=scale)}).outputs)
-        np.testing.assert_allclose(found[layer, head], single, atol=1e-5)
-
-
-def test_mean_ablation_leaves_padding_out():
-    model, params = build('scanned')
-    segments = jnp.array([[1] * 6 + [0] * 4] * 2)
-    metric = lambda logits: jnp.mean(logits[:, 5])
-    found = patch.ablate_heads(model, params, TOKENS, metric, context=Context(segments=segments))
-    other = TOKENS.at[:, 6:].set(0)
-    np.testing.assert_allclose(
-        found, patch.ablate_heads(model, params, other, metric, context=Context(segments=segments)), atol=1e-5
-    )
-
-
 @two_models
 def test_patching_everything_at_the_last_layer_restores_the_clean_run(name):
     model, params = build(name)
@@ -174,13 +152,29 @@ def test_patching_everything_at_the_last_layer_restores_the_clean_run(name):
     metric = lambda logits: jnp.sum(logits[:, -1] * jnp.arange(16.0)[None])
     clean, dirty = metric(run(name).outputs), metric(capture.run(model, params, corrupted).outputs)
     effects = patch.patch(model, params, TOKENS, corrupted, metric)
-    layers = model.cfg.layers
-    assert effects.shape == (layers, 10)
-    np.testing.assert_allclose(
-        effects[-1, -1], clean, rtol=1e-4, atol=1e-3
-    )  # the read-out sees the last position alone
-    np.testing.assert_allclose(effects[:, :4], dirty, rtol=1e-4, atol=1e-3)  # nothing differs before the change
-    assert patch.patch(model, params, TOKENS, corrupted, metric, site='z', axis='head').shape == (layers, 4)
+    layers = tuple(range(model.cfg.layers))
+    assert effects.layers == layers and effects.values.shape == (len(layers), 10)
+    np.testing.assert_allclose(effects.before, dirty, rtol=1e-5)
+    # The read-out sees the last position alone, and nothing differs before the change.
+    np.testing.assert_allclose(effects.values[-1, -1], clean - dirty, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(effects.values[:, :4], 0, atol=1e-3)
+    by_head = patch.patch(model, params, TOKENS, corrupted, metric, site='z', axis='head')
+    assert by_head.values.shape == (len(layers), 4) and by_head.ranked()[0][0] in layers
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(axis='heads'), "axis='heads' must be one of layer, position, head, unit"),
+        (dict(axis='head'), r"site 'resid_post' has no head axis: its shape is \(2, 10, 32\) at layer 0"),
+        (dict(site='embed'), "site 'embed' is in no layer"),
+        (dict(site='pattern'), "site 'pattern' has no position axis"),
+    ],
+)
+def test_what_cannot_be_patched_is_named(arguments, message):
+    model, params = build('scanned')
+    with pytest.raises(ValueError, match=message):
+        patch.patch(model, params, TOKENS, TOKENS, jnp.sum, **arguments)
 
 
 def test_planted_heads_are_found():
