@@ -20,7 +20,7 @@ FORMS = {
     'post': dict(mixer=(GROUPED,), block='post'),
     **{name: dict(mixer=(MIXERS[name].tiny(),)) for name in ('titans_lmm', 'gated_deltanet', 'mamba')},
 }
-THREE = ('scanned', 'unrolled', 'hybrid')
+THREE = ('scanned', 'hybrid', pytest.param('unrolled', marks=pytest.mark.slow))
 # Memories compile for long; Mamba stands for them in the quick tests.
 RECURRENT = ('mamba', *(pytest.param(name, marks=pytest.mark.slow) for name in ('titans_lmm', 'gated_deltanet')))
 VOCABULARY = 11
