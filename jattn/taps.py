@@ -11,9 +11,10 @@ This is pure and works under jit, grad, vmap, `lax.map`, `nn.scan` and `nn.remat
 Scores and patterns exist only on the reference path of attention, so they have a collection of their own, `patterns`:
 `wants_patterns` says whether somebody asks. The public door is `jattn.understanding.capture`, which checks the names.
 
-The sites and their shapes: embed, resid_pre, attn_out, resid_mid, mlp_out, resid_post [B,T,D]; mlp_act [B,T,F];
-q [B,T,H,K], k [B,T,G,K], v [B,T,G,V] (before rotation); z [B,T,H,V], what the heads hand to the output projection;
-logits [B,T,E]; scores, pattern [B,H,T,S]; gates and state as each recurrent mixer documents.
+The sites and their shapes: embed, resid_pre, attn_out, resid_mid, mlp_out, resid_post [B,T,D]; attn_in, cross_in and
+mlp_in [B,T,D], what a part reads of the stream, before its norm (an edit there reaches that part alone); mlp_act
+[B,T,F]; q [B,T,H,K], k [B,T,G,K], v [B,T,G,V] (before rotation); z [B,T,H,V], what the heads hand to the output
+projection; logits [B,T,E]; scores, pattern [B,H,T,S]; gates and state as each recurrent mixer documents.
 """
 
 import jax

@@ -33,6 +33,7 @@ from jattn.taps import EDITS, PATTERNS, TAPS, tap
 from jattn.typing import Array, Bool, Float, PyTree
 
 BLOCKS = ('pre', 'post', 'sandwich', 'parallel')
+READS = {'mixer': 'attn_in', 'cross': 'cross_in', 'feed_forward': 'mlp_in'}  # part of a block -> site of what it reads
 REMAT = ('none', 'block')
 READ_IN = ('tokens', 'linear')
 # Collections that have one entry a layer; `edits` is read, the others are written.
@@ -239,7 +240,8 @@ class Block(nn.Module):
         return stream.replace(x=tap(self, 'resid_post', x)), state
 
     def _before(self, part: str, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-        """What a part of the block reads."""
+        """What a part of the block reads of the stream; the site is before the norm."""
+        x = tap(self, READS[part], x)
         return x if self.cfg.block == 'post' else self.cfg.make_norm(f'{part}_norm')(x)
 
     def _add(self, part: str, site: str, x: Float[Array, 'B T D'], y: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
