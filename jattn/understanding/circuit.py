@@ -12,7 +12,9 @@ find one:
 A circuit is faithful to one metric on one set of inputs. Measure it on inputs that it was not chosen on.
 """
 
+import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -43,6 +45,45 @@ class Circuit:
     parts: tuple[Part, ...] = struct.field(pytree_node=False)
     faithfulness: Float[Array, '']
     curve: Float[Array, 'N']
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+    """How much two circuits share (Merullo et al. 2024).
+
+    Attributes:
+        shared: parts in both.
+        of_union, of_smaller: as a share of the parts in either, and of the smaller circuit.
+        chance: the probability that two random circuits of these sizes share as many or more.
+    """
+
+    shared: int
+    of_union: float
+    of_smaller: float
+    chance: float
+
+
+def overlap(first: Sequence[Part], second: Sequence[Part], among: int) -> Overlap:
+    """What two circuits share.
+
+    Args:
+        first, second: their parts; neither is empty.
+        among: how many parts the model has.
+
+    Raises:
+        ValueError: an empty circuit, or more parts than the model has.
+
+    >>> found = overlap([(0, 1), (2, 3)], [(2, 3), (4, 0)], among=8)
+    >>> found.shared, round(found.of_union, 3), found.of_smaller, round(found.chance, 3)
+    (1, 0.333, 0.5, 0.464)
+    """
+    one, two = set(first), set(second)
+    if not one or not two or len(one | two) > among:
+        raise ValueError(f'overlap: circuits of {len(one)} and {len(two)} parts must each have some of among={among}')
+    shared = len(one & two)
+    ways = lambda both: math.comb(len(one), both) * math.comb(among - len(one), len(two) - both)
+    chance = sum(ways(both) for both in range(shared, min(len(one), len(two)) + 1)) / math.comb(among, len(two))
+    return Overlap(shared, shared / len(one | two), shared / min(len(one), len(two)), chance)
 
 
 def measure_faithfulness(

@@ -57,6 +57,14 @@ class Effects:
         order = np.argsort(-size, kind='stable')[: np.sum(~np.isnan(size))].tolist()
         return [(self.layers[n // self.values.shape[1]], n % self.values.shape[1]) for n in order]
 
+    def above(self, threshold: float) -> list[tuple[int, int]]:
+        """(layer, part) of the changes larger than a threshold in either direction, the largest first.
+
+        >>> Effects((1, 4), jnp.array([[0.5, jnp.nan], [-2.0, 1.0]]), jnp.zeros(())).above(0.9)
+        [(4, 0), (4, 1)]
+        """
+        return [part for part in self.ranked() if abs(self.at(*part)) > threshold]
+
 
 @struct.dataclass
 class Replacement:

@@ -77,3 +77,16 @@ def test_what_cannot_be_found_is_named():
         circuit.grow(model, params, OTHER, metric, parts, [(0, 0)], faithful=1e3)
     with pytest.raises(ValueError, match=r'head \(1, 7\): no such head, layer 1 has 4'):
         circuit.prune(model, params, TOKENS, metric, parts, [(1, 7)])
+
+
+def test_the_chance_of_an_overlap_is_that_of_random_circuits():
+    parts = [(n // 4, n % 4) for n in range(12)]
+    first, second = parts[:4], parts[2:7]
+    found = circuit.overlap(first, second, among=12)
+    assert (found.shared, found.of_union, found.of_smaller) == (2, 2 / 7, 0.5)
+    draws = [set(np.random.default_rng(seed).permutation(12)[:5].tolist()) for seed in range(4000)]
+    share = np.mean([len(draw & {0, 1, 2, 3}) >= 2 for draw in draws])
+    assert abs(found.chance - share) < 4 * np.sqrt(share * (1 - share) / 4000)
+    assert circuit.overlap(first, first, among=12).chance == 1 / 495
+    with pytest.raises(ValueError, match='circuits of 0 and 4 parts must each have some of among=12'):
+        circuit.overlap([], first, among=12)
