@@ -94,9 +94,8 @@ def patch_paths(
     reaching = [sender for sender in senders if sender[0] <= furthest]
     fixed = {site: kept[site] for site in frozen if not (site == 'mlp_out' and through_feed_forward)}
     arrays = (params, clean, context, collections or {}, state, replacement, fixed)
-    before, after = _measured(
-        model, metric, batch_size, tuple(heads.items()), arrays, jnp.array(reaching, jnp.int32).reshape(-1, 2)
-    )
+    points = jnp.array(reaching or senders[:1], jnp.int32)  # one must run, for the metric without an intervention
+    before, after = _measured(model, metric, batch_size, tuple(heads.items()), arrays, points)
     effects = dict.fromkeys(senders, jnp.zeros((), before.dtype)) | dict(zip(reaching, after - before))
     return lay_out(senders, jnp.stack(list(effects.values())), before)
 

@@ -75,6 +75,16 @@ def test_ablations_are_attributed_without_a_sweep_and_padding_has_no_say():
     np.testing.assert_allclose(behind.values, plain.values, atol=1e-4)
 
 
+@pytest.mark.parametrize('name', ['scanned', pytest.param('mamba', marks=SLOW)])
+def test_behind_a_prefix_attributions_are_those_of_the_whole_row(name):
+    model, params = opened(name)
+    other = OTHER.at[:, :3].set(TOKENS[:, :3])
+    whole = attribute(model, params, other, TOKENS, metric)
+    prefix = capture.run(model, params, TOKENS[:, :3], state=model.cfg.init_state(2, 7)).state
+    found = attribute(model, params, other[:, 3:], TOKENS[:, 3:], metric, state=prefix)
+    np.testing.assert_allclose(found.values, whole.values, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     'site', ['scores', 'pattern', pytest.param('q', marks=SLOW), pytest.param('mlp_act', marks=SLOW)]
 )

@@ -33,6 +33,8 @@ def test_a_sender_behind_its_receiver_has_no_effect_at_all(name):
     model, params = opened(name)
     found = patch_paths(model, params, TOKENS, OTHER, metric, [('z', 0, None)], senders=[(1, 0), (0, 0)])
     assert found.at(1, 0) == 0 and abs(found.at(0, 0)) > 1e-4
+    alone = patch_paths(model, params, TOKENS, OTHER, metric, [('z', 0, None)], senders=[(1, 0)])
+    assert alone.values.tolist() == [[0]] and alone.before == found.before
 
 
 def test_the_direct_path_is_the_stream_with_what_the_sender_adds():
@@ -109,6 +111,17 @@ def test_equal_runs_have_no_effects_and_padding_has_no_say():
     last = lambda y: metric(y[:, :7])
     found = patch_paths(model, params, rows, others.at[:, 7].set(5), last, receivers, context=context)
     np.testing.assert_allclose(found.values, plain.values, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_behind_a_prefix_effects_are_those_of_the_whole_row():
+    model, params = opened('hybrid')
+    other = OTHER.at[:, :3].set(TOKENS[:, :3])
+    receivers = [('q', 1, 0), ('v', 1, 1)]
+    whole = patch_paths(model, params, TOKENS, other, metric, receivers)
+    prefix = capture.run(model, params, TOKENS[:, :3], state=model.cfg.init_state(2, 7)).state
+    found = patch_paths(model, params, TOKENS[:, 3:], other[:, 3:], metric, receivers, state=prefix)
+    np.testing.assert_allclose(found.values, whole.values, atol=1e-4)
 
 
 @pytest.mark.parametrize(
