@@ -65,6 +65,36 @@ class EdgeScores:
         rows, columns = np.unravel_index(order, size.shape)
         return [(self.senders[row], self.readers[column]) for row, column in zip(rows, columns)]
 
+    def connected(self, count: int, sites: Sequence[str] | None = None) -> list[tuple[Node, Node]]:
+        """Those of the `count` strongest edges that lie on a way from the read-in to the outputs, the strongest first.
+
+        An edge goes on where the part that it enters writes: from a query its head, from a key or value the heads that
+        read it, from a whole mixer all its heads. The heads among the senders are the circuit's.
+        """
+        edges = self.ranked(sites)[:count]
+        while True:
+            entered = {('embed', None, None)}.union(*(self._writers(reader) for _, reader in edges))
+            left = {sender for sender, _ in edges}
+            kept = [
+                (sender, reader)
+                for sender, reader in edges
+                if sender in entered and (reader[0] == 'logits' or left & self._writers(reader))
+            ]
+            if len(kept) == len(edges):
+                return kept
+            edges = kept
+
+    def _writers(self, reader: Node) -> set[Node]:
+        """What writes on what a reader reads."""
+        site, layer, head = reader
+        if site in ('cross_in', 'mlp_in'):
+            return {(site.replace('in', 'out'), layer, None)}
+        heads = [sender for sender in self.senders if sender[:2] == ('z', layer)]
+        if head is None:
+            return set(heads) if site == 'attn_in' else set()
+        groups = sum(node[:2] == (site, layer) for node in self.readers)
+        return {sender for sender in heads if sender[2] * groups // len(heads) == head}
+
 
 def attribute_edges(
     model: nn.Module,

@@ -111,6 +111,36 @@ def test_padding_has_no_say():
     np.testing.assert_allclose(found.scores, edges('scanned').scores, atol=1e-4)
 
 
+@SLOW
+def test_behind_a_prefix_scores_are_those_of_the_whole_row():
+    model, params = opened('scanned')
+    other = OTHER.at[:, :3].set(TOKENS[:, :3])
+    whole = attribute_edges(model, params, TOKENS, other, metric)
+    prefix = capture.run(model, params, TOKENS[:, :3], state=model.cfg.init_state(2, 7)).state
+    found = attribute_edges(model, params, TOKENS[:, 3:], other[:, 3:], metric, state=prefix)
+    np.testing.assert_allclose(found.scores, whole.scores, atol=1e-3)
+
+
+def test_connected_edges_lead_from_the_read_in_to_the_outputs():
+    """One strong way through a key, which heads 0 and 1 read, and a strong edge that leads nowhere."""
+    found = edges('scanned')
+    way = [
+        (('embed', None, None), ('mlp_in', 0, None)),
+        (('mlp_out', 0, None), ('k', 1, 0)),
+        (('z', 1, 1), ('logits', None, None)),
+    ]
+    nowhere = (('z', 0, 3), ('v', 1, 1))
+    scores = jnp.where(jnp.isnan(found.scores), jnp.nan, 0.01)
+    for strength, (sender, reader) in enumerate([*way, nowhere], start=1):
+        place = found.senders.index(sender), found.readers.index(reader)
+        scores = scores.at[place].set(strength * (-1.0) ** strength)
+    planted = found.replace(scores=scores)
+    assert set(planted.connected(4)) == set(way)
+    assert planted.connected(2) == [] and set(planted.ranked()[:4]) == {*way, nowhere}
+    other = planted.replace(scores=scores.at[found.senders.index(('z', 1, 2)), -1].set(9.0))
+    assert set(other.connected(5)) == set(way)  # head 2 reads the other key
+
+
 @pytest.mark.parametrize(
     ('name', 'arguments', 'message'),
     [
