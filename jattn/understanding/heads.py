@@ -149,12 +149,11 @@ def sink_mass(
         sinks: which tokens they are; None: the first of every document.
         segments: the document of each token, 0 = padding; None: one document.
 
-    >>> sink_mass(jnp.array([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.7, 0.2, 0.1]]])).round(2).tolist()
-    [0.6]
+    >>> sink_mass(jnp.array([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.75, 0.25, 0.0]]])).tolist()
+    [0.625]
     """
     tokens = pattern.shape[-1]
-    if sinks is None:
-        sinks = documents.openings((jnp.ones(tokens, jnp.int32) if segments is None else segments)[None])[0]
+    sinks = _first(tokens, segments) if sinks is None else sinks
     axis_sizes('sink_mass', sinks=(sinks, str(tokens)))
     behind = _behind(tokens, segments, 1) & sinks[None]
     queries = jnp.any(behind, axis=1)
@@ -222,28 +221,34 @@ def score_gathering(
     there = capture.index(model, params, inputs, context, collections)
     if 'pattern' not in there:
         raise ValueError('score_gathering: no layer of this model has attention patterns')
-    segments = jnp.ones(inputs.shape[:2], jnp.int32) if context.segments is None else context.segments
-    sinks = documents.openings(segments) if sinks is None else sinks
-    rows = (inputs, segments, sinks, context.positions)
-    sink, receiver = _gathered(model, gap, params, collections or {}, rows)
+    sink, receiver = _gathered(model, gap, params, collections or {}, (inputs, context, sinks))
     return Gathered(tuple(there['pattern']), jnp.mean(sink, axis=0), jnp.mean(receiver, axis=0))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _gathered(
-    model: nn.Module, gap: int, params: PyTree, collections: Mapping[str, PyTree], rows: tuple[Array | None, ...]
+    model: nn.Module,
+    gap: int,
+    params: PyTree,
+    collections: Mapping[str, PyTree],
+    rows: tuple[Array, Context, Bool[Array, 'B T'] | None],
 ) -> tuple[Float[Array, 'B L H'], Float[Array, 'B L H']]:
     """The shares of the sinks and the kurtosis of every row."""
 
-    def one(row: tuple[Array | None, ...]) -> tuple[Array, Array]:
-        inputs, segments, sinks, positions = row
-        context = Context(segments=segments[None], positions=None if positions is None else positions[None])
-        run = capture.run(model, params, inputs[None], sites=['pattern'], context=context, collections=collections)
-        pattern = run.stack('pattern')[:, 0]
-        mass = sink_mass(pattern, sinks, segments)
-        return mass, receiver_kurtosis(pattern, segments, gap=gap, leave_out=sinks)
+    def one(row: tuple[Array, Context, Bool[Array, 'T'] | None]) -> tuple[Array, Array]:
+        inputs, context, sinks = row
+        alone = jax.tree.map(lambda leaf: leaf[None], context)
+        run = capture.run(model, params, inputs[None], sites=['pattern'], context=alone, collections=collections)
+        pattern, segments = run.stack('pattern')[:, 0], context.segments
+        sinks = _first(pattern.shape[-1], segments) if sinks is None else sinks
+        return sink_mass(pattern, sinks, segments), receiver_kurtosis(pattern, segments, gap=gap, leave_out=sinks)
 
     return jax.lax.map(one, rows)
+
+
+def _first(tokens: int, segments: Int32[Array, 'T'] | None) -> Bool[Array, 'T']:
+    """The first token of every document."""
+    return documents.openings((jnp.ones(tokens, jnp.int32) if segments is None else segments)[None])[0]
 
 
 def _behind(tokens: int, segments: Int32[Array, 'T'] | None, gap: int) -> Bool[Array, 'T T']:

@@ -71,8 +71,11 @@ def roll_out(
         collections: the model's slow state, if it has any.
 
     Raises:
-        ValueError: layers without patterns, which carry tokens in ways that no pattern shows; names them.
+        ValueError: layers without patterns, which carry tokens in ways that no pattern shows; names them. A source,
+            whose tokens come in beside those of the row.
     """
+    if context.source is not None:
+        raise ValueError('rollout: context.source brings tokens of another row in; a map is of one row')
     there = capture.index(model, params, inputs, context, collections).get('pattern', {})
     missing = [layer for layer in range(len(model.cfg.layer_sites())) if layer not in there]
     if missing:

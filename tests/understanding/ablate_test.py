@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from jattn.contract import Context
+from jattn.mixers import SoftmaxConfig
+from jattn.models import DecoderConfig, EncoderConfig
+from jattn.models.encoder_decoder import EncoderDecoderConfig
+from jattn.nn.cross_attention import CrossAttentionConfig
 from jattn.taps import Edit
 from jattn.understanding import ablate, capture, interventions
 from tests.understanding.opened import OTHER, RECURRENT, THREE, TOKENS, metric, metric_at_five, opened, padded
@@ -51,6 +57,23 @@ def test_mean_ablation_leaves_padding_out_and_is_the_mean_of_real_tokens(name):
     rows, context = padded(TOKENS)
     behind = ablate.prepare(model, params, rows.at[:, 0].set(3), context=context).fill
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), behind, fill)
+
+
+@pytest.mark.slow
+def test_the_mean_of_an_encoder_is_over_the_real_tokens_of_the_source():
+    sizes = dict(layers=1, read_in='tokens', input_size=11, mixer=(SoftmaxConfig(),), remat='none')
+    encoder = EncoderConfig(**sizes | dict(mixer=(SoftmaxConfig(causal=False),)), pooler=None, read_out=False)
+    decoder = DecoderConfig(**sizes, output_size=11, cross=CrossAttentionConfig())
+    cfg = EncoderDecoderConfig(width=32, encoder=encoder, decoder=decoder)
+    model = cfg.make()
+    source, given = padded(OTHER)
+    rows, own = padded(TOKENS, left=0, right=3)  # as many tokens: which side a layer is of must be known
+    context = Context(segments=own.segments, source=source, source_segments=given.segments)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), rows, context))['params']
+    fill = ablate.prepare(model, params, rows, context=context).fill
+    z = capture.run(model, params, rows, sites=['z'], context=context).values['z']
+    np.testing.assert_allclose(fill[0][0, 0], z[0][:, 2:9].mean((0, 1)), atol=1e-5)
+    np.testing.assert_allclose(fill[1][0, 0], z[1][:, :7].mean((0, 1)), atol=1e-5)
 
 
 def test_resampled_values_occur_at_real_tokens_and_nowhere_else():

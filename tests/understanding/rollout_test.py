@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jattn.contract import Context
 from jattn.understanding import capture
 from jattn.understanding.rollout import roll_out, rollout
 from tests.understanding.opened import THREE, TOKENS, opened, padded
@@ -45,6 +46,8 @@ def test_layers_without_patterns_are_named(name, layers):
 
 
 def test_what_is_no_pattern_is_named():
+    with pytest.raises(ValueError, match='context.source brings tokens of another row in'):
+        roll_out(*opened('scanned'), TOKENS, context=Context(source=TOKENS))
     with pytest.raises(ValueError, match='queries and keys must be the same tokens'):
         rollout(jnp.ones((1, 1, 1, 2, 3)))
     with pytest.raises(ValueError, match='residual=2 must be between 0 and 1'):

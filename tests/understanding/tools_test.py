@@ -109,7 +109,7 @@ def test_an_edited_pattern_is_used(name):
     np.testing.assert_allclose(captured.at('z', layer), jnp.einsum('ts,bshk->bthk', uniform, v), atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['scanned', 'hybrid', *RECURRENT])
+@pytest.mark.parametrize('name', ['scanned', pytest.param('hybrid', marks=pytest.mark.slow), *RECURRENT])
 def test_a_suffix_behind_a_state_has_the_rows_of_the_whole_run(name):
     model, params = opened(name)
     sites, tokens, slots = ['z', 'resid_post', 'mlp_act'], jnp.tile(TOKENS[:, :7] % 11, (1, 2)), 16
