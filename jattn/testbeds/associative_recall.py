@@ -4,9 +4,10 @@
 
 MQAR of Zoology (Arora et al. 2023): keys are tokens 1 .. E/2 - 1, values E/2 .. E - 1, all of a row different. Behind
 the context stand slots of two tokens; K different slots are drawn with weights p_g ~ g^(power - 1), g = 1, 2, ..., and
-a key stands first in each, so that with a small power most questions follow the context closely. Only these positions
-are scored, on seeing the key. All other tokens are 0, or random ones with `fill`, which may repeat keys and values of
-the context: what was paired is what stands in the context, the first 2P tokens.
+a key stands first in each, so that with a small power most questions follow the context closely; with `questions`, so
+many of the keys are asked. Only these positions are scored, on seeing the key. All other tokens are 0, or random ones
+with `fill`, which may repeat keys and values of the context: what was paired is what stands in the context, the first
+2P tokens.
 
 Two options make it a test of a memory's update, each with a well-defined answer.
 
@@ -83,12 +84,13 @@ class AssociativeRecall(Task):
     Attributes:
         vocabulary: E, even; keys are the lower half without 0, values the upper half.
         tokens: T, even.
-        pairs: K, different keys; every one is asked.
+        pairs: K, different keys.
         power: a of the slots' weights g^(a - 1); 1: uniform, 0.01: most questions close behind the context.
         fill: whether random tokens stand where nothing else does.
         overwrites: U, how many of the keys get another value later in the context.
         repeats: how often each pair is shown.
         corrupted: probability that a shown value is a random other one.
+        questions: how many of the keys are asked; None: every one.
 
     >>> task = AssociativeRecall(vocabulary=16, tokens=12, pairs=2)
     >>> batch = task.sample(jax.random.key(0), 1)
@@ -108,6 +110,7 @@ class AssociativeRecall(Task):
     overwrites: int = 0
     repeats: int = 1
     corrupted: float = 0.0
+    questions: int | None = None
 
     def __post_init__(self) -> None:
         where, half = 'AssociativeRecall', self.vocabulary // 2
@@ -122,10 +125,12 @@ class AssociativeRecall(Task):
                 f'{where}: vocabulary={self.vocabulary} has {half - 1} keys and {half} values, too few for '
                 f'pairs={self.pairs} and overwrites={self.overwrites}, all different'
             )
-        if self.tokens < self.context + 2 * self.pairs:
+        if self.questions is not None and not 1 <= self.questions <= self.pairs:
+            raise ValueError(f'{where}: questions={self.questions} must lie in 1..pairs = {self.pairs}')
+        if self.tokens < self.context + 2 * self.asked:
             raise ValueError(
-                f'{where}: tokens={self.tokens} must be at least {self.context + 2 * self.pairs}: '
-                f'{self.context} of the context and 2 for each of pairs={self.pairs}'
+                f'{where}: tokens={self.tokens} must be at least {self.context + 2 * self.asked}: '
+                f'{self.context} of the context and 2 for each of {self.asked} questions'
             )
         if self.power <= 0:
             raise ValueError(f'{where}: power={self.power} must be positive')
@@ -154,6 +159,11 @@ class AssociativeRecall(Task):
     def context(self) -> int:
         """Tokens of the context, 2P."""
         return 2 * self.shown
+
+    @property
+    def asked(self) -> int:
+        """Questions of a row."""
+        return self.pairs if self.questions is None else self.questions
 
     def sample(self, key: Key, batch: int) -> Batch:
         name_key, value_key, context_key, question_key, fill_key = jax.random.split(key, 5)
@@ -199,24 +209,24 @@ class AssociativeRecall(Task):
             shown = jnp.where(hit, half + (shown - half + step) % half, shown)
         return jnp.stack([jnp.take_along_axis(names, which, axis=1), shown], axis=-1).reshape(batch, -1)
 
-    def _questions(self, key: Key, batch: int) -> tuple[Bool[Array, 'B K N'], Int32[Array, 'B K']]:
-        """The slot of each of the K questions, one-hot, and the key that it asks for."""
+    def _questions(self, key: Key, batch: int) -> tuple[Bool[Array, 'B Q N'], Int32[Array, 'B Q']]:
+        """The slot of each question, one-hot, and the key that it asks for."""
         slot_key, asked_key = jax.random.split(key)
         slots = (self.tokens - self.context) // 2
         weights = (self.power - 1) * np.log(np.arange(1, slots + 1))
         # Gumbel top-k: the k largest of log p + Gumbel noise are draws without replacement.
         noisy = jnp.asarray(weights, jnp.float32)[None] + jax.random.gumbel(slot_key, (batch, slots))
-        drawn = jax.lax.top_k(noisy, self.pairs)[1]
+        drawn = jax.lax.top_k(noisy, self.asked)[1]
         place = drawn[:, :, None] == jnp.arange(slots)[None, None, :]
         # Slots come out near ones first; the overwritten keys must not get these.
-        return place, choose(asked_key, batch, self.pairs, self.pairs)
+        return place, choose(asked_key, batch, self.asked, self.pairs)
 
     def loss(self, outputs: Array, batch: Batch) -> Mean:
         """Cross-entropy at the questions, in nats."""
         return cross_entropy(outputs, batch.targets, batch.mask)
 
     def metrics(self, outputs: Array, batch: Batch) -> dict[str, Mean]:
-        """loss, accuracy, sequence_accuracy (all K questions of a row); accuracy of overwritten and of other keys."""
+        """loss, accuracy, sequence_accuracy (all questions of a row); accuracy of overwritten and of other keys."""
         metrics = token_metrics(outputs, batch)
         if self.overwrites:
             right = (jnp.argmax(outputs, axis=-1) == batch.targets).astype(jnp.float32)
@@ -268,4 +278,7 @@ class AssociativeRecall(Task):
     def tiny(self) -> 'AssociativeRecall':
         overwrites = min(self.overwrites, 1)
         tokens = 2 * (2 + overwrites) * self.repeats + 8
-        return dataclasses.replace(self, vocabulary=16, tokens=tokens, pairs=2, overwrites=overwrites)
+        questions = None if self.questions is None else min(self.questions, 2)
+        return dataclasses.replace(
+            self, vocabulary=16, tokens=tokens, pairs=2, overwrites=overwrites, questions=questions
+        )

@@ -1,10 +1,12 @@
 """Re-reading: the context of another task, read several times before its questions.
 
     reads = 2:   c_1 .. c_S  SEP  c_1 .. c_S  q_1 .. q_R           targets at the questions, those of the task
+    with `read_questions`:   c_1 .. c_S  q_1 .. q_R  SEP  c_1 .. c_S  q_1 .. q_R           targets at the last ones
 
 The form of RE2 ("Re-Reading Improves Reasoning in Language Models", Xu et al. 2024) for models trained from scratch. In
-a causal model the first copy of a token cannot know what follows it, the second can; a state too small for all pairs
-can drop, on the second read, what it has seen not to need. Positions run on through the copies; only the questions are
+a causal model the first copy of a token cannot know what follows it, the second can. With `read_questions` that which
+follows is also what will be asked, as in RE2, whose text is the question itself: a state too small for everything can
+drop, on the second read, what it need not answer. Positions run on through the copies; only the last questions are
 scored, so every number of reads has the same targets.
 
 `filler` is the control of equal length: SEP in place of every further copy, so that more tokens, and not their content,
@@ -23,17 +25,28 @@ from jattn.testbeds.task import Batch, Task
 from jattn.typing import Array, Float, Int32, Key
 
 
-def reread(context: Int32[Array, 'B S'], reads: int, separator: int, filler: bool = False) -> Int32[Array, 'B T']:
+def reread(
+    context: Int32[Array, 'B S'],
+    reads: int,
+    separator: int,
+    filler: bool = False,
+    questions: Int32[Array, 'B R'] | None = None,
+) -> Int32[Array, 'B T']:
     """A context `reads` times with a separator between the copies, or once and then separators: r S + r - 1 tokens.
+
+    With `questions`, these stand behind every copy: r R tokens more.
 
     >>> reread(jnp.array([[1, 2]]), 2, 9).tolist(), reread(jnp.array([[1, 2]]), 2, 9, filler=True).tolist()
     ([[1, 2, 9, 1, 2]], [[1, 2, 9, 9, 9]])
     >>> reread(jnp.array([[1, 2]]), 1, 9).tolist()
     [[1, 2]]
+    >>> reread(jnp.array([[1, 2]]), 2, 9, questions=jnp.array([[3]])).tolist()
+    [[1, 2, 3, 9, 1, 2, 3]]
     """
     between = jnp.full((len(context), 1), separator, context.dtype)
     again = jnp.full_like(context, separator) if filler else context
-    return jnp.concatenate([context, *[between, again] * (reads - 1)], axis=1)
+    behind = [] if questions is None else [questions]
+    return jnp.concatenate([context, *behind, *[between, again, *behind] * (reads - 1)], axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +57,7 @@ class ReReading(Task):
         task: the other task; its context is the first `task.context` tokens.
         reads: r, how often the context stands in a row.
         filler: whether separators stand in place of the further copies.
+        read_questions: whether the questions stand behind every copy, and not behind the last one alone.
 
     >>> import jax
     >>> task = ReReading(task=AssociativeRecall(vocabulary=16, tokens=8, pairs=2), reads=2)
@@ -56,6 +70,7 @@ class ReReading(Task):
     task: Task = AssociativeRecall()
     reads: int = 2
     filler: bool = False
+    read_questions: bool = False
 
     def __post_init__(self) -> None:
         name = type(self.task).__name__
@@ -74,39 +89,39 @@ class ReReading(Task):
     def output_size(self) -> int:
         return self.task.output_size
 
-    @property
-    def added(self) -> int:
-        """Tokens between the first copy and the questions."""
-        return (self.reads - 1) * (self.task.context + 1)
-
     def sample(self, key: Key, batch: int) -> Batch:
         once, size = self.task.sample(key, batch), self.task.context
-        context = reread(once.inputs[:, :size], self.reads, self.task.input_size, self.filler)
-        inputs = jnp.concatenate([context, once.inputs[:, size:]], axis=1)
-        return Batch(inputs, self._spread(once.targets), self._spread(once.mask), meta={'once': once})
+        context, questions = once.inputs[:, :size], once.inputs[:, size:]
+        behind = questions if self.read_questions else None
+        inputs = reread(context, self.reads, self.task.input_size, self.filler, behind)
+        if not self.read_questions:
+            inputs = jnp.concatenate([inputs, questions], axis=1)
+        tokens = inputs.shape[1]
+        return Batch(inputs, self._spread(once.targets, tokens), self._spread(once.mask, tokens), meta={'once': once})
 
-    def _spread(self, x: Array) -> Array:
-        """From the rows of the task [B, S + R, ...] to those of this one: zeros at the further copies."""
+    def _spread(self, x: Array, tokens: int) -> Array:
+        """From the rows of the task [B, S + R, ...] to ours: zeros between the first copy and the last questions."""
         size = self.task.context
-        between = jnp.zeros((len(x), self.added, *x.shape[2:]), x.dtype)
+        between = jnp.zeros((len(x), tokens - x.shape[1], *x.shape[2:]), x.dtype)
         return jnp.concatenate([x[:, :size], between, x[:, size:]], axis=1)
 
-    def _once(self, outputs: Float[Array, 'B T E']) -> Float[Array, 'B T E']:
-        """The outputs at the first copy and at the questions, as the task scores them."""
-        size = self.task.context
-        return jnp.concatenate([outputs[:, :size], outputs[:, size + self.added :]], axis=1)
+    def _once(self, outputs: Float[Array, 'B T E'], batch: Batch) -> Float[Array, 'B T E']:
+        """The outputs at the first copy and at the last questions, as the task scores them."""
+        size, tokens = self.task.context, batch.meta['once'].inputs.shape[1]
+        return jnp.concatenate([outputs[:, :size], outputs[:, size - tokens :]], axis=1)
 
     def loss(self, outputs: Array, batch: Batch) -> Mean:
-        """The task's, at the questions."""
-        return self.task.loss(self._once(outputs), batch.meta['once'])
+        """The task's, at the last questions."""
+        return self.task.loss(self._once(outputs, batch), batch.meta['once'])
 
     def metrics(self, outputs: Array, batch: Batch) -> dict[str, Mean]:
         """The task's."""
-        return self.task.metrics(self._once(outputs), batch.meta['once'])
+        return self.task.metrics(self._once(outputs, batch), batch.meta['once'])
 
     def baselines(self, batch: Batch) -> dict[str, Array]:
         """The task's, from one read."""
-        return {name: self._spread(said) for name, said in self.task.baselines(batch.meta['once']).items()}
+        tokens = batch.inputs.shape[1]
+        return {name: self._spread(said, tokens) for name, said in self.task.baselines(batch.meta['once']).items()}
 
     def facts(self) -> dict[str, float]:
         """The task's: further reads add nothing that an exact solver lacks."""

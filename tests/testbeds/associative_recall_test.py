@@ -92,6 +92,21 @@ def test_overwritten_keys_are_asked_as_late_as_the_others():
     assert within(late[0] - late[1], 0)
 
 
+def test_with_questions_so_many_different_keys_are_asked_each_as_often_as_another():
+    task = AssociativeRecall(vocabulary=16, tokens=16, pairs=4, overwrites=1, questions=2)
+    batch = draw(task, jax.random.key(0), ROWS)
+    assert float(score(task, batch)['look_up']['accuracy'].value()) == 1 and task.asked == 2
+    inputs, masks = np.asarray(batch.inputs), np.asarray(batch.mask) > 0
+    assert np.all(masks.sum(axis=1) == 2) and not masks[:, : task.context].any()
+    asked = inputs[masks].reshape(ROWS, 2)
+    assert np.all(asked[:, 0] != asked[:, 1])
+    shown = inputs[:, : task.context : 2]
+    # An overwritten key stands in two of the five places, and is asked no more often than the other three.
+    places = (shown[:, :, None] == asked[:, None, :]).sum(axis=1)
+    assert places.min() == 1 and places.max() == 2 and within((places == 2).sum(axis=1), 2 / 4)
+    assert within(np.asarray(batch.meta['updated']).sum(axis=1), 2 / 4)
+
+
 def test_questions_of_one_pair_follow_the_slots_weights():
     task = AssociativeRecall(vocabulary=32, tokens=22, pairs=1)
     slots = (np.asarray(draw(task, jax.random.key(1), 20_000).mask)[:, task.context :: 2]).astype(bool)
@@ -206,7 +221,8 @@ BAD = {
     'pairs': (dict(pairs=0), 'pairs=0 and repeats=1 must be at least 1'),
     'overwrites': (dict(overwrites=9), r'overwrites=9 must lie in 0\.\.pairs = 8'),
     'vocabulary': (dict(vocabulary=16), 'vocabulary=16 has 7 keys and 8 values, too few for pairs=8'),
-    'tokens': (dict(tokens=30), 'tokens=30 must be at least 32: 16 of the context and 2 for each of pairs=8'),
+    'tokens': (dict(tokens=30), 'tokens=30 must be at least 32: 16 of the context and 2 for each of 8 questions'),
+    'questions': (dict(questions=9), r'questions=9 must lie in 1\.\.pairs = 8'),
     'power': (dict(power=0.0), 'power=0.0 must be positive'),
     'corrupted': (dict(corrupted=0.99), r'corrupted=0.99 must lie in 0\.\.0.9844'),
     'both': (dict(corrupted=0.1, overwrites=1), 'overwrites=1 and corrupted=0.1 do not go together'),
@@ -225,4 +241,5 @@ def test_a_tiny_copy_keeps_the_choices(task):
     tiny = task.tiny()
     assert tiny.tokens < task.tokens and (tiny.overwrites > 0) == (task.overwrites > 0)
     assert (tiny.repeats, tiny.corrupted, tiny.fill) == (task.repeats, task.corrupted, task.fill)
+    assert dataclasses.replace(task, questions=1).tiny().questions == 1
     assert TESTBEDS['associative_recall'].tiny() == dataclasses.replace(TESTBEDS['associative_recall'].tiny())

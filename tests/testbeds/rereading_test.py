@@ -1,5 +1,7 @@
 """Re-reading: copies, controls, the same targets for any number of reads, what the second copy can depend on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,32 @@ def test_copies_are_equal_and_the_questions_are_the_tasks_own(task, reads):
     for long, short in ((batch.inputs, once.inputs), (batch.targets, once.targets), (batch.mask, once.mask)):
         np.testing.assert_array_equal(long[:, -questions:], short[:, -questions:])
     assert float(batch.mask.sum()) == float(once.mask.sum())
+
+
+@pytest.mark.parametrize('task', [RECALL, dataclasses.replace(RECALL, questions=1)], ids=['all', 'one'])
+@pytest.mark.parametrize('filler', [False, True], ids=['copies', 'filler'])
+def test_questions_can_stand_behind_every_copy_and_only_the_last_are_scored(task, filler):
+    reading = ReReading(task=task, reads=3, read_questions=True, filler=filler)
+    batch, once = reading.sample(jax.random.key(6), 8), task.sample(jax.random.key(6), 8)
+    size, tokens = task.context, once.inputs.shape[1]
+    assert batch.inputs.shape == batch.targets.shape == batch.mask.shape == (8, 3 * tokens + 2)
+    copies = np.asarray(jnp.pad(batch.inputs, ((0, 0), (0, 1)))).reshape(8, 3, tokens + 1)
+    np.testing.assert_array_equal(
+        copies[:, :, size:-1], np.broadcast_to(once.inputs[:, None, size:], (8, 3, tokens - size))
+    )
+    np.testing.assert_array_equal(copies[:, 0, :size], once.inputs[:, :size])
+    again = np.broadcast_to(task.input_size if filler else once.inputs[:, None, :size], (8, 2, size))
+    np.testing.assert_array_equal(copies[:, 1:, :size], again)
+    assert np.all(copies[:, :2, -1] == task.input_size)
+    np.testing.assert_array_equal(batch.mask[:, -tokens:], once.mask)
+    np.testing.assert_array_equal(batch.targets[:, -tokens:], once.targets)
+    assert not np.any(batch.mask[:, :-tokens]) and not np.any(batch.targets[:, :-tokens])
+    right = reading.baselines(batch)['look_up']
+    assert (
+        float(reading.loss(right, batch).value()) == 0 and float(reading.metrics(right, batch)['accuracy'].value()) == 1
+    )
+    wrong = right.at[:, -tokens:].multiply(-1)
+    assert float(reading.metrics(wrong, batch)['accuracy'].value()) == 0
 
 
 def test_filler_has_the_length_of_a_copy_and_none_of_its_content():
