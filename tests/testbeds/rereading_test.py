@@ -82,20 +82,38 @@ def test_solvers_and_scores_are_the_tasks_own():
     assert task.facts() == RECALL.facts() and task.input_size == 17 and task.output_size == 16
 
 
-def test_only_the_second_copy_depends_on_later_tokens():
+@pytest.fixture(scope='module')
+def decoder():
+    """A small causal decoder of vectors as a function, and four vectors to read."""
     cfg = DecoderConfig(
         width=16, layers=1, mixer=(SoftmaxConfig(heads=2),), read_in='linear', input_size=3, output_size=2
     )
     model, x = cfg.make(), jax.random.normal(jax.random.key(4), (1, 4, 3))
-    twice = lambda x: jnp.concatenate([x, jnp.zeros((1, 1, 3)), x], axis=1)
-    params = jax.jit(model.init)(jax.random.key(5), twice(x))
+    params = jax.jit(model.init)(jax.random.key(5), x)
+    return jax.jit(lambda x: model.apply(params, x)[0]), x
+
+
+def twice(x, again=None):
+    """A row of two copies, or of a copy and something else."""
+    return jnp.concatenate([x, jnp.zeros((1, 1, 3)), x if again is None else again], axis=1)
+
+
+def test_only_the_second_copy_depends_on_later_tokens(decoder):
+    apply, x = decoder
 
     def dependence(at):
-        gradient = jax.grad(lambda x: jnp.sum(model.apply(params, twice(x))[0][0, at]))(x)
+        gradient = jax.grad(lambda x: jnp.sum(apply(twice(x))[0, at]))(x)
         return np.abs(np.asarray(gradient))[0].sum(axis=1) > 0
 
     assert dependence(1).tolist() == [True, True, False, False]
     assert dependence(5 + 1).tolist() == [True] * 4
+
+
+def test_outputs_of_the_first_copy_do_not_know_of_the_second(decoder):
+    apply, x = decoder
+    read, other = (apply(twice(x, again))[:, :4] for again in (None, 5 - x))
+    np.testing.assert_array_equal(read, other)
+    np.testing.assert_allclose(read, apply(x), atol=2e-6)  # another length is another program, which rounds its own way
 
 
 def test_a_uniform_head_has_the_closed_form():

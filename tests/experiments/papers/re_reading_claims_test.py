@@ -1,0 +1,85 @@
+"""The rerun of paper 44: rows that differ in their reads alone, what its lines compare, the forward mass it reads."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.papers.re_reading import recall
+from experiments.papers.re_reading.recall import Found
+from experiments.papers.re_reading.settings import FILLER, SIZES, SOFTMAX, memory_of, rows_of
+
+SIZE = SIZES['small']
+SMALL, LARGE = memory_of(SIZE.states[0]), memory_of(SIZE.states[-1])
+
+
+def runs_of(changed=None, forward=(0.3, 0.4), at_start=(0.2, 0.2)):
+    """What the sheet expects, but for what is changed; two seeds a cell."""
+    accuracies = {
+        **{(name, reads): 0.6 for name in (SMALL, LARGE) for reads in SIZE.reads(name)},
+        **{(SOFTMAX, reads): 0.97 for reads in (1, 2)},
+        (SMALL, 1): 0.35,
+        (SMALL, FILLER): 0.36,
+    } | (changed or {})
+    looks = {'forward': np.array(forward), 'at_start': np.array(at_start)}
+    return {
+        cell: [Found(value + noise, **(looks if cell == (SOFTMAX, 2) else {})) for noise in (-0.01, 0.01)]
+        for cell, value in accuracies.items()
+    }
+
+
+@pytest.mark.parametrize(
+    'changed, fails',
+    [
+        ({}, []),
+        ({(SMALL, 2): 0.54}, [0]),
+        ({(SMALL, FILLER): 0.45}, [1]),
+        ({(LARGE, 1): 0.3}, [2]),
+        ({(SOFTMAX, 1): 0.85, (SOFTMAX, 2): 0.85}, [3]),
+        ({(SOFTMAX, 1): 0.91}, [4]),
+    ],
+)
+def test_each_line_falls_with_what_it_compares(changed, fails):
+    lines = recall.lines(runs_of(changed), SIZE)
+    assert [n for n, line in enumerate(lines) if not line.holds] == fails
+    assert len({line.line for line in lines}) == len(lines) == 5 + SIZE.layers
+
+
+def test_forward_mass_must_grow_in_every_layer():
+    lines = recall.lines(runs_of(forward=(0.3, 0.19)), SIZE)
+    assert [line.holds for line in lines[-2:]] == [True, False]
+    assert lines[-1].measured == pytest.approx(-0.01)
+
+
+def test_a_failed_training_holds_nowhere():
+    failed = {cell: [found[0], None] for cell, found in runs_of().items()}
+    lines = recall.lines(failed, SIZE)
+    assert len(lines) == 5 + SIZE.layers and not any(line.holds for line in lines)
+    assert 'failed' in recall.table(failed, SIZE)[0]
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_every_reading_asks_the_same_question_and_every_stage_has_the_same_tokens(name):
+    size = SIZES[name]
+    batches = [rows_of(size.task, reads).sample(jax.random.key(0), 4) for reads in (*size.sweep, FILLER)]
+    tokens = size.task.tokens
+    for batch in batches:
+        np.testing.assert_array_equal(batch.inputs[:, -2:], batches[0].inputs[:, -2:])
+        assert float(batch.mask.sum()) == 4 * size.task.asked
+        np.testing.assert_array_equal(batch.targets[:, -tokens:], batches[0].targets)
+    lengths = [batch.inputs.shape[1] for batch in batches]
+    assert lengths == [reads * (tokens + 1) - 1 for reads in (*size.sweep, 2)]
+    for mixer in size.mixers:
+        for reads in size.reads(mixer):
+            last = size.setting(mixer, reads)
+            assert last.after.data.input_size == last.data.input_size and last.steps % last.steps_per_call == 0
+            assert last.after.data.task.pairs < last.data.task.pairs and last.after.data.reads == last.data.reads
+
+
+def test_a_new_models_forward_mass_is_near_that_of_a_uniform_head():
+    size = SIZES['tiny']
+    setting = size.setting(SOFTMAX, 2)
+    read = recall._forward(setting, size, recall._fresh(setting, jax.random.key(0)), jax.random.key(1))
+    tokens = size.task.tokens
+    uniform = np.mean([(tokens - 1 - i) / (i + 1 + tokens + 1) for i in range(tokens)])
+    assert read.shape == (size.layers,)
+    np.testing.assert_allclose(read, uniform, atol=0.1)
