@@ -22,12 +22,11 @@ class Size:
 
     Attributes:
         task: recall where one key is asked.
-        first: the pairs of an earlier stage of every training, all of them asked as often as they can be.
+        first: pairs of the rows that every training starts with.
         first_steps, steps, batch, lr: of the two stages.
         width, layers: of the decoders, which have no feed-forward.
         states: K = V of the DeltaNet's one head, the smallest first.
         softmax_heads: of the decoders with attention.
-        softmax_steps: how many times as many steps these take.
         sweep: numbers of reads of the smallest state; the others are read once and twice.
         seeds: of every training.
         rows, batches: that are scored.
@@ -44,7 +43,6 @@ class Size:
     layers: int
     states: tuple[int, ...]
     softmax_heads: int
-    softmax_steps: int
     sweep: tuple[int, ...]
     seeds: int
     rows: int
@@ -66,7 +64,6 @@ class Size:
         model = DecoderConfig(
             width=self.width, layers=self.layers, mixer=(self.mixers[name],), feed_forward=None, remat='none'
         )
-        times = self.softmax_steps if name == SOFTMAX else 1
         few = dataclasses.replace(
             self.task, pairs=self.first, tokens=2 * (self.first + self.task.asked), questions=self.task.asked
         )
@@ -75,9 +72,9 @@ class Size:
             setting = Setting(
                 model=model,
                 data=rows_of(task, reads),
-                steps=times * steps,
+                steps=steps,
                 batch=self.batch,
-                optimizer=AdamWConfig(peak_lr=self.lr, warmup_steps=min(50, times * steps // 2)),
+                optimizer=AdamWConfig(peak_lr=self.lr, warmup_steps=min(50, steps // 2)),
                 after=setting,
             )
         return setting
@@ -106,15 +103,14 @@ def _deltanet(state: int) -> MixerConfig:
 _SMALL = Size(
     task=AssociativeRecall(vocabulary=32, tokens=18, pairs=8, power=1.0, questions=1),
     first=2,
-    first_steps=300,
-    steps=1200,
+    first_steps=200,
+    steps=600,
     batch=64,
     lr=1e-2,
     width=32,
     layers=2,
     states=(4, 8),
     softmax_heads=2,
-    softmax_steps=1,
     sweep=(1, 2, 3, 4),
     seeds=2,
     rows=256,
@@ -128,7 +124,7 @@ _TINY = dataclasses.replace(
     steps=4,
     batch=4,
     width=16,
-    sweep=(1, 2),
+    sweep=(1, 2, 3),
     seeds=1,
     rows=16,
     batches=1,
