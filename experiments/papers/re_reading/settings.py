@@ -104,7 +104,7 @@ _SMALL = Size(
     task=AssociativeRecall(vocabulary=32, tokens=18, pairs=8, power=1.0, questions=1),
     first=2,
     first_steps=200,
-    steps=600,
+    steps=500,
     batch=64,
     lr=1e-2,
     width=32,
