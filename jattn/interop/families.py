@@ -5,6 +5,7 @@ from jattn.interop.gemma import GEMMA
 from jattn.interop.gpt2 import GPT2
 from jattn.interop.gpt_neox import GPT_NEOX
 from jattn.interop.llama import LLAMA
+from jattn.interop.vit import DINOV2, VIT
 
 FAMILIES = {
     'llama': LLAMA,
@@ -17,4 +18,6 @@ FAMILIES = {
     'gemma2': GEMMA,
     'gemma3_text': GEMMA,
     'bert': BERT,
+    'vit': VIT,
+    'dinov2': DINOV2,
 }

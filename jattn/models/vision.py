@@ -3,13 +3,16 @@
     tokens = [cls, registers, W patch_ij + p_ij];   outputs = read_out(pooler(norm(x_L)))
 
 Registers (Darcet et al. 2023) are learned tokens that only the layers use: poolers do not see them. Patches stand in
-raster order; p_ij is learned, a vector a place, so that a model belongs to one size of image.
+raster order; p_ij is learned, a vector a place, so that a model belongs to one size of image, or is read from a square
+table that is resized to the image's places (`grid`), as published models do: bicubic, a = -0.75, centres of places at
+1/2, the last places repeated past the edges, no antialiasing.
 """
 
 import dataclasses
 from typing import Self
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from jattn.contract import Context, MixerConfig, divide
@@ -28,6 +31,8 @@ class VisionConfig(EncoderConfig):
         patch_bias: whether the map from patches to tokens has a bias.
         cls: whether a learned token leads the patches, for the poolers `cls` and others that read it.
         registers: learned tokens that no pooler sees.
+        grid: places of a side of the table of positions, which is resized to the image; None: the image has as many
+            places as the table, so that all images have one size.
 
     >>> import jax
     >>> cfg = VisionConfig(width=16, layers=1, patch=4, registers=1, read_in='linear', input_size=1, output_size=10)
@@ -42,11 +47,14 @@ class VisionConfig(EncoderConfig):
     patch_bias: bool = False
     cls: bool = True
     registers: int = 0
+    grid: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.patch < 1 or self.registers < 0:
             raise ValueError(f'patch={self.patch} must be at least 1 and registers={self.registers} at least 0')
+        if self.grid is not None and self.grid < 1:
+            raise ValueError(f'grid={self.grid} must be at least 1, or None for one size of image')
         if self.read_in == 'tokens' or self.max_positions is not None or self.stem is not None:
             raise ValueError('a vision encoder reads images: read_in is linear, max_positions and stem None')
 
@@ -76,7 +84,9 @@ class Vision(Encoder):
         cfg = self.cfg
         pixels = patches(inputs.astype(cfg.dtype), cfg.patch)
         x = Linear((cfg.width,), ('features', 'embed'), cfg.patch_bias, name='read_in')(pixels)
-        x = x + self._learned('positions', x.shape[1]).astype(x.dtype)[None]
+        places = tuple(side // cfg.patch for side in inputs.shape[1:3])
+        table = self._learned('positions', x.shape[1] if cfg.grid is None else cfg.grid**2)
+        x = x + (table if cfg.grid is None else resize(table, cfg.grid, places)).astype(x.dtype)[None]
         if cfg.prefix:
             learned = self._learned('prefix', cfg.prefix).astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(learned[None], (len(x), *learned.shape)), x], axis=1)
@@ -101,3 +111,35 @@ def patches(images: Float[Array, 'B Y X F'], size: int) -> Float[Array, 'B T P']
     rows, columns = divide('image height', height, 'patch', size), divide('image width', width, 'patch', size)
     x = images.reshape(batch, rows, size, columns, size, features)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, size * size * features)
+
+
+def resize(table: Float[Array, 'P D'], grid: int, places: tuple[int, int]) -> Float[Array, 'N D']:
+    """A square table of `grid` rows, each of `grid` places, as one of other rows and columns, all in raster order.
+
+    >>> resize(jnp.arange(4.0)[:, None], 2, (1, 2)).ravel().tolist()
+    [1.0, 2.0]
+    """
+    rows, columns = (jnp.asarray(resize_matrix(grid, side), table.dtype) for side in places)
+    square = table.reshape(grid, grid, -1)
+    return jnp.einsum('yi,xj,ijd->yxd', rows, columns, square).reshape(places[0] * places[1], -1)
+
+
+def resize_matrix(old: int, new: int) -> Float[np.ndarray, 'N P']:
+    """What bicubic resampling of a row of `old` places to `new` ones multiplies it with.
+
+    >>> resize_matrix(2, 3).round(3).tolist()
+    [[1.087, -0.087], [0.5, 0.5], [-0.087, 1.087]]
+    """
+    matrix, own = np.zeros((new, old)), np.arange(new)
+    at = (own + 0.5) * old / new - 0.5
+    first = np.floor(at).astype(int)
+    for place in range(-1, 3):
+        np.add.at(matrix, (own, np.clip(first + place, 0, old - 1)), _cubic(np.abs(at - first - place)))
+    return matrix
+
+
+def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
+    """Keys' kernel (1981)."""
+    near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+    far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0))

@@ -1,4 +1,4 @@
-"""Tiny configs of every family of decoders, in the form of Hugging Face's config.json, and values for their tensors."""
+"""Tiny configs of every family, in the form of Hugging Face's config.json, values for their tensors, and inputs."""
 
 import json
 import pathlib
@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 
+from jattn.contract import Context
 from jattn.interop import safetensors
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -63,10 +64,27 @@ CONFIGS = {
         ),
     ),
 }
+PIXELS = {name: SIZES[name] for name in ('hidden_size', 'num_hidden_layers', 'num_attention_heads')}
+PIXELS |= dict(image_size=20, patch_size=4)
+VISION = {
+    'vit': dict(PIXELS, model_type='vit', intermediate_size=48),
+    'dinov2': dict(PIXELS, model_type='dinov2', mlp_ratio=2),
+}
+ALL = CONFIGS | VISION
 
 
 def tokens(batch=2):
     return np.random.RandomState(0).randint(0, VOCABULARY, (batch, TOKENS)).astype(np.int32)
+
+
+def images(batch=2):
+    """3 x 4 patches, where the tables of positions have 5 x 5."""
+    return (np.random.RandomState(1).randint(-64, 65, (batch, 12, 16, 3)) / 64).astype(np.float32)
+
+
+def reads(name, batch=2):
+    """What the trunk of a model reads."""
+    return images(batch) if name in VISION else tokens(batch), Context()
 
 
 def values(model, name, shape):
@@ -80,20 +98,32 @@ def values(model, name, shape):
 
 
 def golden(name):
-    """What transformers saved and said (`make_golden.py`): the config, the tensors, the logits of `tokens(1)`."""
+    """What transformers saved and said (`make_golden.py`): config, tensors, the outputs for `reads(name, 1)`."""
     found = np.load(GOLDEN / f'{name}.npz')
     shapes = json.loads(str(found['shapes']))
     tensors = {path: values(name, path, shape) for path, shape in shapes.items()}
     return json.loads(str(found['config'])), tensors, found['logits']
 
 
+def answer(name, model, batch=2):
+    """The outputs of a model of transformers for `reads(name, batch)`, and the stream behind every layer."""
+    import torch
+
+    if name in VISION:
+        pixels = torch.from_numpy(images(batch)).permute(0, 3, 1, 2)
+        resized = dict(interpolate_pos_encoding=True) if name == 'vit' else {}  # the other always does
+        said = model(pixels, output_hidden_states=True, **resized)
+        return said.last_hidden_state.numpy(), [stream.numpy() for stream in said.hidden_states[1:]]
+    return model(torch.from_numpy(tokens(batch)).long()).logits.numpy(), None
+
+
 def reference(name):
     """The model of transformers with these values, by the names that its files have."""
     import transformers
 
-    fields = dict(CONFIGS[name])
+    fields = dict(ALL[name])
     config = transformers.AutoConfig.for_model(fields.pop('model_type'), **fields)
-    cls = transformers.AutoModelForCausalLM
+    cls = transformers.AutoModel if name in VISION else transformers.AutoModelForCausalLM
     with tempfile.TemporaryDirectory() as folder:
         cls.from_config(config).save_pretrained(folder)
         tensors = {path: values(name, path, array.shape) for path, array in safetensors.read(folder).items()}

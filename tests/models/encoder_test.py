@@ -12,7 +12,7 @@ from flax import linen as nn
 from jattn.contract import Context
 from jattn.mixers import MIXERS, SoftmaxConfig
 from jattn.models import DecoderConfig, EncoderConfig, EncoderDecoderConfig, VisionConfig
-from jattn.models.vision import patches
+from jattn.models.vision import patches, resize, resize_matrix
 from jattn.nn.cross_attention import CrossAttentionConfig
 from jattn.poolers import POOLERS
 from jattn.taps import Edit
@@ -94,6 +94,40 @@ def test_registers_and_the_class_token_stand_before_the_patches_and_poolers_see_
     )
     moved = idle | {'prefix': params['prefix'].at[:2].add(1.0)}
     np.testing.assert_array_equal(*(model.apply({'params': p}, images)[0] for p in (idle, moved)))
+
+
+def test_a_resized_row_is_keys_cubic_at_centres_of_places_with_the_ends_repeated():
+    def keys(x):
+        x = abs(x)
+        if x <= 1:
+            return 1.25 * x**3 - 2.25 * x**2 + 1
+        return -0.75 * x**3 + 3.75 * x**2 - 6 * x + 3 if x < 2 else 0.0
+
+    for old, new in ((7, 3), (5, 12), (4, 4), (1, 3)):
+        row = np.random.RandomState(0).randn(old)
+        at = lambda n, old=old, new=new: (n + 0.5) * old / new - 0.5
+        expected = [sum(keys(at(n) - k) * row[min(max(k, 0), old - 1)] for k in range(-4, old + 4)) for n in range(new)]
+        np.testing.assert_allclose(resize_matrix(old, new) @ row, expected, atol=1e-12)
+
+
+def test_a_table_of_positions_is_resized_to_the_image():
+    plain, images = dataclasses.replace(VISION, registers=0), jax.random.normal(jax.random.key(1), (2, 8, 12, 1))
+    run, variables = start(plain, images)
+    table = jax.random.normal(jax.random.key(2), (9, 32))
+    own = np.einsum('yi,ixd->yxd', resize_matrix(3, 2), table.reshape(3, 3, 32)).reshape(6, 32)
+    expected = run({'params': variables['params'] | {'positions': jnp.float32(own)}}, images)[0]
+    resized = jax.jit(dataclasses.replace(plain, grid=3).make().apply)
+    found = resized({'params': variables['params'] | {'positions': table}}, images)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    with pytest.raises(ValueError, match='grid=0 must be at least 1'):
+        dataclasses.replace(plain, grid=0)
+
+
+def test_a_table_turned_and_resized_is_the_table_resized_and_turned():
+    table = jax.random.normal(jax.random.key(1), (25, 2))
+    turned = table.reshape(5, 5, 2).swapaxes(0, 1).reshape(25, 2)
+    ours = resize(turned, 5, (4, 3)).reshape(4, 3, 2).swapaxes(0, 1)
+    np.testing.assert_allclose(ours, resize(table, 5, (3, 4)).reshape(3, 4, 2), atol=1e-6)
 
 
 def test_the_source_is_read_once_and_calls_equal_the_whole():
