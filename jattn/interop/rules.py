@@ -101,14 +101,17 @@ class Rule:
             yield names, [('.'.join((*path, name)), repeat) for name in ours]
 
 
-def of_layers(prefix: str, layers: int) -> Callable[..., Rule]:
+def of_layers(prefix: str, layers: int | range) -> Callable[..., Rule]:
     """What makes the rules of every layer: `each(theirs, ours, operation)`; `{i}` in the prefix is the layer's number.
+
+    A range has the numbers of our layers, for models of two sides.
 
     >>> each = of_layers('h.{i}.', 2)
     >>> each('ln_1.weight', 'mixer_norm.scale').theirs
     'h.{i}.ln_1.weight'
     """
-    return lambda theirs, ours, operation=AS_IS: Rule(prefix + theirs, ours, operation, range(layers))
+    layers = layers if isinstance(layers, range) else range(layers)
+    return lambda theirs, ours, operation=AS_IS: Rule(prefix + theirs, ours, operation, layers)
 
 
 def load(rules: Sequence[Rule], tensors: Tensors, abstract: PyTree, cfg: TrunkConfig, where: str) -> PyTree:

@@ -51,6 +51,19 @@ class EncoderDecoderConfig(TrunkConfig):
         return tuple(dataclasses.replace(side, width=self.width) for side in (self.encoder, self.decoder))
 
     @property
+    def max_positions(self) -> int | None:
+        """Of the decoder, which writes; so are the next two."""
+        return self.decoder.max_positions
+
+    @property
+    def output_size(self) -> int | None:
+        return self.decoder.output_size
+
+    @property
+    def dtype(self) -> str:
+        return self.decoder.dtype
+
+    @property
     def document_align(self) -> int:
         return max(self.encoder.document_align, self.decoder.document_align)
 

@@ -1,5 +1,7 @@
 """Generation: one prefill of the prompts, then one compiled loop of single tokens; any decoder, any mixer.
 
+A decoder beside an encoder reads its source with the prompt.
+
 Prompts of different length stand in one batch, padded on the right: padding is the identity of every mixer, so each
 row goes on from its own last token, at its own position.
 """
@@ -70,6 +72,7 @@ def generate(
     capacity: int | None = None,
     chunk: int | None = None,
     collections: Mapping[str, PyTree] | None = None,
+    source: Array | None = None,
 ) -> Int32[Array, 'B N']:
     """Continues each prompt by `new_tokens` tokens.
 
@@ -85,6 +88,7 @@ def generate(
         chunk: tokens of a call of the prefill, so that the memory of a long prompt is that of one chunk and the state;
             None: the prompts are one call.
         collections: the model's slow state, if it has any.
+        source: what an encoder-decoder's encoder reads, a row a prompt.
 
     Raises:
         ValueError: before anything is compiled, when the prompt and the new tokens do not fit in `capacity` or in the
@@ -109,7 +113,7 @@ def generate(
     key = jax.random.key(0) if key is None else key
     variables = {'params': params, **(collections or {})}
     chunk = min(chunk or prompts.shape[1], prompts.shape[1])
-    return _generate(model, sampling, new_tokens, capacity or needed, chunk, variables, prompts, lengths, key)
+    return _generate(model, sampling, new_tokens, capacity or needed, chunk, variables, prompts, lengths, key, source)
 
 
 def from_bytes(ids: Sequence[int]) -> str:
@@ -160,6 +164,7 @@ def prefill(
     prompts: Int32[Array, 'B T'],
     lengths: Int32[Array, 'B'],
     chunk: int,
+    source: Array | None = None,
 ) -> tuple[Float[Array, 'B E'], PyTree]:
     """Reads prompts in calls of `chunk` tokens: the logits at each row's last token, and the state behind it."""
     batch, tokens = prompts.shape
@@ -169,7 +174,7 @@ def prefill(
     def call(carry: tuple[PyTree, Array], piece: tuple[Array, Array]) -> tuple[tuple[PyTree, Array], None]:
         (state, last), (tokens, start) = carry, piece
         real: Bool[Array, 'B C'] = start + jnp.arange(chunk)[None] < lengths[:, None]
-        logits, state = model.apply(variables, tokens, Context(segments=real.astype(jnp.int32)), state)
+        logits, state = model.apply(variables, tokens, Context(segments=real.astype(jnp.int32), source=source), state)
         place = (lengths - 1 - start)[:, None, None]
         own = jnp.take_along_axis(logits, jnp.clip(place, 0, chunk - 1), axis=1)[:, 0]
         ends_here = (place >= 0) & (place < chunk)
@@ -191,9 +196,10 @@ def _generate(
     prompts: Array,
     lengths: Array,
     key: Key,
+    source: Array | None,
 ) -> Array:
     state = model.cfg.init_state(prompts.shape[0], capacity)
-    last, state = prefill(model, variables, state, prompts, lengths, chunk)
+    last, state = prefill(model, variables, state, prompts, lengths, chunk, source)
 
     def step(carry: tuple[PyTree, Array], step_key: Key) -> tuple[tuple[PyTree, Array], Array]:
         state, logits = carry

@@ -70,7 +70,13 @@ VISION = {
     'vit': dict(PIXELS, model_type='vit', intermediate_size=48),
     'dinov2': dict(PIXELS, model_type='dinov2', mlp_ratio=2),
 }
-ALL = CONFIGS | VISION
+WHISPER = dict(model_type='whisper', d_model=32, encoder_layers=2, decoder_layers=3, vocab_size=VOCABULARY)
+WHISPER |= dict(max_source_positions=20, max_target_positions=16, num_mel_bins=8, pad_token_id=0)
+WHISPER |= {
+    f'{side}_{name}': n for side in ('encoder', 'decoder') for name, n in (('attention_heads', 4), ('ffn_dim', 48))
+}
+SPEECH = {'whisper': WHISPER}
+ALL = CONFIGS | VISION | SPEECH
 
 
 def tokens(batch=2):
@@ -82,9 +88,15 @@ def images(batch=2):
     return (np.random.RandomState(1).randint(-64, 65, (batch, 12, 16, 3)) / 64).astype(np.float32)
 
 
+def frames(batch=2):
+    """As many as the encoder of speech has positions for, twice."""
+    return (np.random.RandomState(1).randint(-64, 65, (batch, 40, 8)) / 64).astype(np.float32)
+
+
 def reads(name, batch=2):
     """What the trunk of a model reads."""
-    return images(batch) if name in VISION else tokens(batch), Context()
+    context = Context(source=frames(batch)) if name in SPEECH else Context()
+    return images(batch) if name in VISION else tokens(batch), context
 
 
 def values(model, name, shape):
@@ -114,7 +126,13 @@ def answer(name, model, batch=2):
         resized = dict(interpolate_pos_encoding=True) if name == 'vit' else {}  # the other always does
         said = model(pixels, output_hidden_states=True, **resized)
         return said.last_hidden_state.numpy(), [stream.numpy() for stream in said.hidden_states[1:]]
-    return model(torch.from_numpy(tokens(batch)).long()).logits.numpy(), None
+    words = torch.from_numpy(tokens(batch)).long()
+    if name in SPEECH:
+        heard = torch.from_numpy(frames(batch)).permute(0, 2, 1)
+        said = model(heard, decoder_input_ids=words, output_hidden_states=True)
+        streams = [*said.encoder_hidden_states[1:], *said.decoder_hidden_states[1:]]
+        return said.logits.numpy(), [stream.numpy() for stream in streams]
+    return model(words).logits.numpy(), None
 
 
 def reference(name):
@@ -124,6 +142,7 @@ def reference(name):
     fields = dict(ALL[name])
     config = transformers.AutoConfig.for_model(fields.pop('model_type'), **fields)
     cls = transformers.AutoModel if name in VISION else transformers.AutoModelForCausalLM
+    cls = transformers.AutoModelForSpeechSeq2Seq if name in SPEECH else cls
     with tempfile.TemporaryDirectory() as folder:
         cls.from_config(config).save_pretrained(folder)
         tensors = {path: values(name, path, array.shape) for path, array in safetensors.read(folder).items()}
