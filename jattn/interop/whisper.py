@@ -128,16 +128,22 @@ ZERO = Operation(lambda: (np.zeros(()),), lambda bias: ())  # ours alone
 WHISPER = Family(trunk, rules, example, prefix='model.')
 
 
-def log_mel(sound: Float[np.ndarray, 'N'], mels: int = 80, seconds: float = 30.0) -> Float[np.ndarray, 'T M']:
-    """The frames that Whisper reads, 100 a second; the model takes 30 s, and shorter rows too.
+def log_mel(
+    sound: Float[np.ndarray, 'N'], rate: int = RATE, mels: int = 80, seconds: float = 30.0
+) -> Float[np.ndarray, 'T M']:
+    """The frames that Whisper reads, 100 a second; it was trained on 30 s at a time, and takes shorter rows too.
 
     Args:
-        sound: samples at 16 kHz between -1 and 1, cut or padded with silence to `seconds`.
+        sound: samples between -1 and 1, cut or padded with silence to `seconds`.
+        rate: samples a second; other than 16,000 they are resampled, band-limited.
         mels: filters.
 
-    >>> log_mel(np.zeros(16_000), seconds=2.0).shape
+    >>> log_mel(np.zeros(8_000), rate=8_000, seconds=2.0).shape
     (200, 80)
     """
+    if rate != RATE:
+        count = round(len(sound) * RATE / rate)
+        sound = np.fft.irfft(np.fft.rfft(sound), count) * (count / len(sound))
     samples = round(seconds * RATE)
     sound = np.pad(sound[:samples], (0, max(samples - len(sound), 0)))
     around = np.pad(sound, WINDOW // 2, mode='reflect')
