@@ -144,6 +144,10 @@ class FSDDConfig(ClassCorpus):
         return self._rows(dataclasses.replace(made, index=made.index + HELD_OUT - 2))  # two of eight are held out
 
     def read(self) -> dict[str, ClassRows]:
+        return self._rows(self.recorded())
+
+    def recorded(self) -> Recordings:
+        """The sounds of the file, for what hears them in another way."""
         names = ('delta_lo', 'delta_hi', 'offsets', 'digit', 'speaker', 'index')
         low, high, offsets, digit, speaker, index = self.arrays(self.find(), *names)
         if not len(digit) == len(speaker) == len(index) == len(offsets) - 1 or offsets[-1] != len(low):
@@ -151,7 +155,7 @@ class FSDDConfig(ClassCorpus):
         difference = low.astype(np.uint16) | high.astype(np.uint16) << 8
         samples = np.cumsum(difference, dtype=np.uint16).view(np.int16) / 2**15
         sounds = [samples[first:last] for first, last in itertools.pairwise(offsets)]
-        return self._rows(Recordings(sounds, digit, speaker, index))
+        return Recordings(sounds, digit, speaker, index)
 
     def _rows(self, recordings: Recordings) -> dict[str, ClassRows]:
         frames = []

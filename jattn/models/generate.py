@@ -134,11 +134,12 @@ def generate_text(
     decode: Callable[[Sequence[int]], str] = from_bytes,
     end: int | None = None,
     collections: Mapping[str, PyTree] | None = None,
+    source: Array | None = None,
 ) -> list[str]:
     """The continuation of each prompt, by default of a model of bytes.
 
     Args:
-        model, params, new_tokens, key, sampling, chunk, collections: as `generate`.
+        model, params, new_tokens, key, sampling, chunk, collections, source: as `generate`.
         prompts: texts.
         encode, decode: text to token ids and back.
         end: the id that ends a text: a continuation is cut before it; None: none does.
@@ -152,7 +153,7 @@ def generate_text(
     longest = max(map(len, encoded))
     tokens = jnp.array([row + [0] * (longest - len(row)) for row in encoded], jnp.int32)
     lengths = jnp.array([len(row) for row in encoded], jnp.int32)
-    options = dict(key=key, sampling=sampling, chunk=chunk, collections=collections)
+    options = dict(key=key, sampling=sampling, chunk=chunk, collections=collections, source=source)
     rows = generate(model, params, tokens, lengths, new_tokens, **options).tolist()
     return [decode(row[: row.index(end)] if end in row else row) for row in rows]
 
