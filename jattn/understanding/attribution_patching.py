@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from jattn.contract import Context
 from jattn.taps import Edit
-from jattn.typing import Array, Float, PyTree
+from jattn.typing import Array, Float, PyTree, at_least_float32
 from jattn.understanding import capture
 from jattn.understanding.interventions import Edits, Effects, Metric, Replacement, axis_of, lay_out, shapes_of
 
@@ -123,11 +123,12 @@ def attribute_replacement(
     before, values, slopes = gradients(model, params, inputs, metric, (site,), **run)
     results = []
     for layer, value in values[site].items():
-        # Float32 at least: a sum over batch, tokens and channels.
-        change = (replacement.fill[layer] - value) * slopes[site][layer]
-        change = jnp.where(slopes[site][layer] == 0, 0, change)  # hidden scores are huge, padding may be anything
+        wide = at_least_float32(value)  # a sum over batch, tokens and channels
+        slope = slopes[site][layer].astype(wide)
+        change = (replacement.fill[layer].astype(wide) - value.astype(wide)) * slope
+        change = jnp.where(slope == 0, 0, change)  # hidden scores are huge, padding may be anything
         rest = [n for n in range(value.ndim) if number is None or n != number % value.ndim]
-        results.append(jnp.sum(change.astype(jnp.promote_types(value.dtype, jnp.float32)), rest).reshape(-1))
+        results.append(jnp.sum(change, rest).reshape(-1))
     return lay_out(replacement.parts, jnp.concatenate(results), before)
 
 

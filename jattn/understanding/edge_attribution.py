@@ -25,7 +25,7 @@ from flax import struct
 
 from jattn.contract import Context
 from jattn.taps import Edit
-from jattn.typing import Array, Float, PyTree
+from jattn.typing import Array, Float, PyTree, at_least_float32
 from jattn.understanding import capture
 from jattn.understanding.attribution_patching import Values, gradients
 from jattn.understanding.interventions import Metric
@@ -145,12 +145,13 @@ def attribute_edges(
     reads = tuple(site for site in READS if site in there or site == 'attn_in')
     writes = tuple(site for site in WRITES if site in there)
     arrays = (params, clean, corrupted, context, collections or {}, state)
-    written = _flat(_written(model, writes, arrays), ('embed', 'z', *writes))
+    written = by_node(_written(model, writes, arrays), ('embed', 'z', *writes))
     found, before = _read(model, metric, reads, tuple(components), steps, arrays)
-    read = _flat(found, ('attn_in', *components, *reads[1:], 'logits'))
-    scores = jnp.einsum('ubtd,vbtd->uv', jnp.stack(list(written.values())), jnp.stack(list(read.values())))
+    read = by_node(found, ('attn_in', *components, *reads[1:], 'logits'))
+    wide = lambda nodes: jnp.stack([value.astype(at_least_float32(value)) for value in nodes.values()])
+    scores = jnp.einsum('ubtd,vbtd->uv', wide(written), wide(read))
     parallel = getattr(model.cfg, 'block', 'pre') == 'parallel'
-    there = np.array([[_precedes(sender, reader, parallel) for reader in read] for sender in written])
+    there = np.array([[precedes(sender, reader, parallel) for reader in read] for sender in written])
     return EdgeScores(tuple(written), tuple(read), jnp.where(there, scores, jnp.nan), before)
 
 
@@ -167,7 +168,7 @@ def _written(model: nn.Module, writes: tuple[str, ...], arrays: tuple[PyTree, ..
     def of_head(head: Array) -> dict[int, Array]:
         # The stream is held fixed, so that all layers can be asked at once.
         z = jax.tree.map(jnp.add, mine['z'], _one_head(change['z'], head))
-        edits = _at('resid_pre', mine['resid_pre']) | _at('z', z)
+        edits = held_at('resid_pre', mine['resid_pre']) | held_at('z', z)
         added = run(clean, edits=edits, sites=['attn_out']).values['attn_out']
         return jax.tree.map(jnp.subtract, added, mine['attn_out'])
 
@@ -198,7 +199,7 @@ def _read(
         metric_there, values, slopes = gradients(model, params, clean, metric, sites, edits=start, **rest)
 
         def components_of(added: dict[int, Array]) -> Values:
-            edits = _at('resid_pre', values['resid_pre'])
+            edits = held_at('resid_pre', values['resid_pre'])
             edits |= {('attn_in', layer): Edit(add=add) for layer, add in added.items()}
             return run(edits=edits, sites=components).values
 
@@ -227,7 +228,7 @@ def _read(
     return total, metrics[-1]
 
 
-def _at(site: str, values: Mapping[int, Array]) -> dict[tuple[str, int], Edit]:
+def held_at(site: str, values: Mapping[int, Array]) -> dict[tuple[str, int], Edit]:
     """Edits that hold a site at values."""
     return {(site, layer): Edit(value=value) for layer, value in values.items()}
 
@@ -238,9 +239,9 @@ def _one_head(values: Mapping[int, Array], head: Array) -> dict[int, Array]:
     return {layer: jnp.where(keep(value), value, 0) for layer, value in values.items()}
 
 
-def _flat(found: Values, order: Sequence[str]) -> dict[Node, Float[Array, 'B T D']]:
+def by_node(found: Values, order: Sequence[str]) -> dict[Node, Float[Array, 'B T D']]:
     """One array a node: the whole model's first, then layer by layer in this order of sites; the outputs last."""
-    nodes: dict[Node, Array] = {('embed', None, None): found['embed'][None]} if 'embed' in found else {}
+    nodes: dict[Node, Array] = {('embed', None, None): found['embed'][None]} if 'embed' in order else {}
     for layer in sorted({layer for site in order for layer in found[site] if layer is not None}):
         for site in order:
             value = found[site].get(layer)
@@ -248,10 +249,10 @@ def _flat(found: Values, order: Sequence[str]) -> dict[Node, Float[Array, 'B T D
                 nodes |= {(site, layer, head): one for head, one in enumerate(value)}
             elif value is not None:
                 nodes[site, layer, None] = value
-    return nodes | ({('logits', None, None): found['logits'][None]} if 'logits' in found else {})
+    return nodes | ({('logits', None, None): found['logits'][None]} if 'logits' in order else {})
 
 
-def _precedes(sender: Node, reader: Node, parallel: bool) -> bool:
+def precedes(sender: Node, reader: Node, parallel: bool) -> bool:
     """Whether the reader comes after what the sender writes; all parts of a parallel block read the same stream."""
     if sender[0] == 'embed' or reader[0] == 'logits':
         return True

@@ -134,6 +134,20 @@ def test_behind_a_prefix_the_tokens_of_the_call_are_silenced(name):
             np.testing.assert_allclose(found.at(layer, head), change, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_behind_a_prefix_uniform_heads_look_at_it_too():
+    model, params = opened('scanned')
+    prefix = capture.run(model, params, TOKENS[:, :4], state=model.cfg.init_state(2, 8)).state
+    found = ablate.ablate_heads(model, params, TOKENS[:, 4:], metric, kind='uniform', state=prefix)
+    late = (jnp.arange(7) >= 4)[None, None, :, None]
+    for layer, head in ((0, 0), (1, 3)):
+        flat = late & (jnp.arange(4) == head)[None, :, None, None]
+        edits = {('scores', layer): Edit(value=jnp.zeros(()), mask=flat)}
+        np.testing.assert_allclose(
+            found.before + found.at(layer, head), edited('scanned', metric, TOKENS, edits), atol=1e-4
+        )
+
+
 def test_a_second_sweep_compiles_nothing():
     model, params = opened('scanned')
     sweep = lambda tokens: ablate.ablate(
