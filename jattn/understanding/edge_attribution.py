@@ -151,8 +151,8 @@ def attribute_edges(
     wide = lambda nodes: jnp.stack([value.astype(at_least_float32(value)) for value in nodes.values()])
     scores = jnp.einsum('ubtd,vbtd->uv', wide(written), wide(read))
     parallel = getattr(model.cfg, 'block', 'pre') == 'parallel'
-    there = np.array([[precedes(sender, reader, parallel) for reader in read] for sender in written])
-    return EdgeScores(tuple(written), tuple(read), jnp.where(there, scores, jnp.nan), before)
+    edges = np.array([[precedes(sender, reader, parallel) for reader in read] for sender in written])
+    return EdgeScores(tuple(written), tuple(read), jnp.where(edges, scores, jnp.nan), before)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
