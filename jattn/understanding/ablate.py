@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jattn.contract import Context
-from jattn.typing import Array, Bool, Key, PyTree, Shape
+from jattn.typing import Array, Bool, Key, PyTree, Shape, at_least_float32
 from jattn.understanding import capture
 from jattn.understanding.interventions import OF_PAIRS, Edits, Effects, Metric, Replacement, shapes_of, sweep
 
@@ -153,9 +153,10 @@ def _real(context: Context, in_encoder: bool, shape: Shape) -> Bool[Array, 'B T'
 
 
 def _mean(value: Array, real: Bool[Array, 'B T']) -> Array:
-    """The mean over real tokens, [1, 1, ...]."""
-    real = real.reshape(*real.shape, *[1] * (value.ndim - 2))
-    return jnp.sum(jnp.where(real, value, 0), (0, 1), keepdims=True) / jnp.sum(real).astype(value.dtype)
+    """The mean over real tokens, [1, 1, ...]; float32 at least."""
+    where = real.reshape(*real.shape, *[1] * (value.ndim - 2))
+    total = jnp.sum(jnp.where(where, value, 0), (0, 1), keepdims=True, dtype=at_least_float32(value))
+    return total / jnp.sum(real)
 
 
 def _draw(key: Key, value: Array, real: Bool[Array, 'B T']) -> Array:
