@@ -134,7 +134,7 @@ def lines(runs: Runs, size: Size) -> list[Line]:
 
 
 def _accuracies(runs: Runs, size: Size, name: str) -> str:
-    return ', '.join(f'{told(reads)} {by_seed(runs[name, reads])}' for reads in size.reads(name))
+    return ', '.join(f'{told_of(reads)} {by_seed(runs[name, reads])}' for reads in size.reads(name))
 
 
 def _masses(runs: Runs, size: Size) -> list[Line]:
