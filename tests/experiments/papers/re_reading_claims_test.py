@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.papers.contract import ClaimContext
 from experiments.papers.re_reading import recall
 from experiments.papers.re_reading.recall import Found
 from experiments.papers.re_reading.settings import FILLER, SIZES, SOFTMAX, memory_of, rows_of
+from experiments.papers.small_models import score, train
 
 SIZE = SIZES['small']
 SMALL, LARGE = memory_of(SIZE.states[0]), memory_of(SIZE.states[-1])
@@ -84,6 +86,16 @@ def test_both_stages_have_the_same_tokens_and_reads_and_the_first_has_fewer_pair
             assert first.data.task.pairs < last.data.task.pairs and first.after is None
             assert dataclasses.replace(first.data, task=last.data.task) == last.data
             assert last.steps % last.steps_per_call == first.steps % first.steps_per_call == 0
+
+
+@pytest.mark.slow
+def test_two_reads_help_a_small_state_by_twenty_points(tmp_path):
+    context, accuracy = ClaimContext('small', tmp_path), {}
+    for reads in (1, 2):
+        setting = SIZE.setting(SMALL, reads)
+        variables, _ = train(setting, jax.random.fold_in(context.key(0), 0))
+        accuracy[reads] = score(setting, variables, setting.data, SIZE.rows, 1, context.key(900))['accuracy']
+    assert accuracy[2] > accuracy[1] + 0.2
 
 
 def test_a_new_models_forward_mass_is_near_that_of_a_uniform_head():
