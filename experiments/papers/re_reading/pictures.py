@@ -12,7 +12,7 @@ from experiments.papers.re_reading.settings import FILLER, SOFTMAX, Size, memory
 
 
 def draw(runs: Runs, size: Size, path: pathlib.Path) -> None:
-    """Three panels: one and two reads of every mixer, the sweep of reads, forward mass by layer; dotted: chance."""
+    """Three panels: one and two reads of every mixer, the sweep of reads, forward mass by layer; dotted: 1 / pairs."""
     figure = Figure(figsize=(14, 4.2), layout='constrained')
     left, middle, right = figure.subplots(1, 3, width_ratios=(5, 4, 3))
     places = np.arange(len(size.mixers))
