@@ -23,7 +23,8 @@ LINES = ('#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#ff7f0e', '#17becf', '#8c5
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222; }
 section { display: inline-block; vertical-align: top; margin-right: 3em; max-width: 100%; }
-h2 { font-size: 1.1em; margin: 2em 0 .5em; } td, th { text-align: left; } .note { color: #666; font-size: .9em; margin: .3em 0; }
+h2 { font-size: 1.1em; margin: 2em 0 .5em; } td, th { text-align: left; }
+.note { color: #666; font-size: .9em; margin: .3em 0; }
 .text span { white-space: pre-wrap; border-radius: 2px; padding: .1em 0; } .text { line-height: 1.9; }
 table.map { border-collapse: collapse; font-size: 11px; } table.map td { width: 1.7em; height: 1.4em; }
 table.map th { font-weight: normal; color: #666; padding: 0 .4em; text-align: right; }

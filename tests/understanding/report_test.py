@@ -1,4 +1,4 @@
-"""The report page: one file without a network, colours and numbers, opened in a headless Chromium where there is one."""
+"""The report page: one file without a network, colours and numbers, opened in headless Chromium if there is one."""
 
 import json
 import re
