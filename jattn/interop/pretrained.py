@@ -190,7 +190,8 @@ def _read(name: str) -> tuple[pathlib.Path, Config, Tensors, Tokenizer | None]:
         config, tensors = package.config, onnx.parameters(onnx.OnnxFile(path), package.module)
     elif path.suffix == '.bin':
         config, tensors = ctranslate2.read(path)
-        config |= {} if package is None else package.config
+        if package is not None and package.config is not None:
+            config |= package.config
         words = tokenizer.from_folder(path.parent, config)
     else:
         if not (path / 'config.json').is_file():
