@@ -103,8 +103,8 @@ def _deltanet(state: int) -> MixerConfig:
 _SMALL = Size(
     task=AssociativeRecall(vocabulary=32, tokens=18, pairs=8, power=1.0, questions=1),
     first=2,
-    first_steps=200,
-    steps=500,
+    first_steps=300,
+    steps=1200,
     batch=64,
     lr=1e-2,
     width=32,
