@@ -109,7 +109,7 @@ def lines(runs: Runs, size: Size) -> list[Line]:
             PAPER,
             f'{where} of {small}, one read and a filler minus one read',
             accuracy[small, FILLER] - accuracy[small, 1],
-            near=(0.0, 0.05),
+            below=0.05,
         ),
         Line.number(
             PAPER,
