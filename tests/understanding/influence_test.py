@@ -1,0 +1,95 @@
+"""AttentionInfluence: exact zeros, uniform attention as queries of 0, padding, sums, selection."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jattn.understanding.influence import influence, select
+from tests.understanding.opened import TOKENS, opened, padded
+
+HEADS = [(0, 1), (1, 2)]
+
+
+@pytest.fixture(scope='module')
+def whole():
+    return influence(*opened('scanned'), TOKENS, HEADS)
+
+
+def test_no_head_no_influence():
+    found = influence(*opened('scanned'), TOKENS, [])
+    assert found.score.tolist() == [0, 0] and not np.any(found.by_token)
+    np.testing.assert_array_equal(found.base, found.silenced)
+
+
+def test_the_loss_is_that_of_the_model_and_of_the_model_whose_queries_are_0(whole):
+    model, params = opened('scanned')
+    q = params['body']['block_0']['mixer']['q_proj']['kernel']  # [repeat, D, H, K]
+    for layer, head in HEADS:
+        q = q.at[layer, :, head].set(0)
+    block = params['body']['block_0']
+    mixer = block['mixer'] | {'q_proj': {'kernel': q}}
+    without = params | {'body': params['body'] | {'block_0': block | {'mixer': mixer}}}
+    for tree, expected in ((params, whole.base), (without, whole.silenced)):
+        log_p = jax.nn.log_softmax(jax.jit(model.apply)({'params': tree}, TOKENS)[0][:, :-1])
+        nats = -jnp.take_along_axis(log_p, TOKENS[:, 1:, None], axis=-1)[..., 0]
+        np.testing.assert_allclose(jnp.mean(nats, axis=1), expected, rtol=1e-5)
+    assert np.all(np.abs(whole.score) > 1e-4)
+
+
+def test_tokens_add_up_to_the_score_in_every_unit(whole):
+    mean = np.mean(whole.by_token, axis=1)
+    np.testing.assert_allclose(mean / whole.base, whole.score, rtol=1e-4)
+    for relative_to, scale in (('silenced', whole.silenced), ('none', 1)):
+        other = influence(*opened('scanned'), TOKENS, HEADS, relative_to=relative_to)
+        np.testing.assert_allclose(other.score, mean / scale, rtol=1e-4)
+
+
+def test_padding_and_the_order_of_rows_change_nothing(whole):
+    rows, context = padded(TOKENS[::-1])
+    found = influence(*opened('scanned'), rows, HEADS, segments=context.segments)
+    np.testing.assert_allclose(found.score[::-1], whole.score, rtol=1e-3)
+    assert not np.any(found.by_token[:, :2]) and not np.any(found.by_token[:, -1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['hybrid', 'unrolled'])
+def test_other_forms_have_no_influence_without_heads_and_some_with(name):
+    layer = 1
+    assert influence(*opened(name), TOKENS, []).score.tolist() == [0, 0]
+    assert np.all(influence(*opened(name), TOKENS, [(layer, 0)]).score != 0)
+
+
+def test_the_best_of_every_domain_are_selected_whatever_its_scale():
+    score, domains = jnp.array([1.0, 3.0, 2.0, 10.0, 30.0]), 'aaabb'
+    assert select(score, domains, 1.0) == [0, 1, 2, 3, 4]
+    assert select(score, domains, 0.4) == [1, 2, 4]  # ceil(1.2) and ceil(0.8)
+    assert select(score * jnp.array([1, 1, 1, 7, 7]), domains, 0.4) == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(kind='mean'), "kind='mean' must be 'uniform' or 'zero'"),
+        (dict(relative_to='loss'), "relative_to='loss' must be one of base, silenced, none"),
+        (dict(heads=[(0, 9)]), r'no such head, layer 0 has 4 \(0 .. 3\)'),
+        (dict(tokens=TOKENS[:, :1]), 'needs two tokens'),
+    ],
+)
+def test_what_cannot_be_scored_is_named(change, message):
+    model, params = opened('scanned')
+    arguments = dict(tokens=TOKENS, heads=HEADS) | change
+    with pytest.raises(ValueError, match=message):
+        influence(model, params, arguments.pop('tokens'), arguments.pop('heads'), **arguments)
+
+
+def test_a_model_without_attention_is_named():
+    with pytest.raises(ValueError, match="no site 'scores'"):
+        influence(*opened('mamba'), TOKENS, HEADS)
+
+
+def test_shares_out_of_range_and_missing_domains_are_refused():
+    with pytest.raises(ValueError, match='share=0 must be in'):
+        select(jnp.ones(2), 'ab', 0)
+    with pytest.raises(ValueError, match='1 domains for 2 scores'):
+        select(jnp.ones(2), 'a', 0.5)
