@@ -211,6 +211,7 @@ def test_accuracy_of_overwritten_and_other_keys_are_told_apart():
     assert float(metrics['accuracy'].value()) == 0.5 and float(metrics['sequence_accuracy'].value()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['overwrites', 'corrupted'])
 def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding(name):
     assert_one_key_is_one_batch(TASKS[name], rows=4)

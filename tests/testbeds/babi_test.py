@@ -253,6 +253,7 @@ def test_the_words_are_a_vocabulary_and_noise_has_its_own():
     assert say(jnp.array([NOISE, 5, 2, 13, 20])) == '. anna moved kitchen .'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['qa1', 'qa3'])
 def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding(name):
     assert_one_key_is_one_batch(TASKS[name], rows=8)

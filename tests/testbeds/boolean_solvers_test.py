@@ -93,7 +93,7 @@ def density(name, params, x, forced):
 
 
 @pytest.mark.parametrize('name', ['conjunction', 'disjunction', 'monotone_conjunction', 'threshold', 'majority'])
-@pytest.mark.parametrize('label_noise', [0.0, 0.2])
+@pytest.mark.parametrize('label_noise', [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def test_bayes_is_the_sum_over_all_functions(name, label_noise):
     task = Boolean(function=name, inputs=3, points=8, label_noise=label_noise)
     batch = task.sample(jax.random.key(0), 5)

@@ -471,6 +471,7 @@ def test_a_logit_of_zero_is_wrong_and_accuracies_are_told_by_point():
     assert float(metrics['accuracy'].count) == 200 and metrics['accuracy_by_point'].count.tolist() == [50] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['conjunction', 'threshold', 'nearest_neighbours'])
 def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding(name):
     teaching = 0.5 if name == 'conjunction' else 0.0

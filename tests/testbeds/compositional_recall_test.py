@@ -81,6 +81,7 @@ def test_neither_part_alone_decides(drawn):
         assert abs(rows.mean() - expected) < 4.5 * rows.std() / ROWS**0.5, name
 
 
+@pytest.mark.slow
 def test_same_key_same_batch_under_jit_and_vmap():
     task, keys = TASKS['some'], jax.random.split(jax.random.key(4), 2)
     rows = jax.jit(jax.vmap(lambda key: task.sample(key, ROWS)))(keys)

@@ -93,6 +93,7 @@ def test_strings_without_a_place_to_ask_for_are_not_scored():
     assert 0.2 < batch.mask.any(axis=1).mean() < 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['copy', 'suffix_two'])
 def test_same_key_same_batch_under_jit_and_vmap(name):
     task, keys = TASKS[name], jax.random.split(jax.random.key(4), 2)

@@ -21,6 +21,10 @@ TASKS = {
 }
 ROWS = 600
 MANY = 40_000
+# Every kind is one more program to compile: half of them run in make test-all.
+each_kind = pytest.mark.parametrize(
+    'kind', [pytest.param(n, marks=[pytest.mark.slow] if n % 2 else []) for n in range(6)], ids=KINDS
+)
 RARE = 1e-5  # a test of chance fails once in so many runs of another seed
 
 
@@ -190,7 +194,7 @@ def test_granularity_is_the_span_as_a_share_of_the_log(drawn):
     ] * 2
 
 
-@pytest.mark.parametrize('kind', range(6), ids=KINDS)
+@each_kind
 def test_fact_and_fib_are_exchangeable(many, kind):
     _, batch = many
     rows = batch.meta['kind'] == kind
@@ -204,7 +208,7 @@ def test_fact_and_fib_are_exchangeable(many, kind):
     assert symmetric(np.where(higher[:, None], fib, fact), np.where(higher[:, None], fact, fib))[0] < RARE
 
 
-@pytest.mark.parametrize('kind', range(6), ids=KINDS)
+@each_kind
 def test_facts_and_fibs_have_the_same_tokens_and_the_same_whole_claims(many, kind):
     # Shown claims: a row has a fact or a fib, so that the two samples are independent.
     task, batch = many
@@ -449,6 +453,7 @@ def test_the_facts_are_the_protocols():
     assert facts['statement_only'] == np.log(2)
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding():
     assert_one_key_is_one_batch(TASKS['default'], rows=4)
 

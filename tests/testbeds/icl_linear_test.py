@@ -124,6 +124,7 @@ def test_facts_are_what_sampling_says(task):
     assert compared >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', TASKS.values(), ids=TASKS)
 def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding(task):
     key = jax.random.key(5)

@@ -220,6 +220,7 @@ def test_a_tiny_copy_keeps_the_choices():
     assert fuzzy.longest_keys and fuzzy.scored == 'answers'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', TASKS)
 def test_same_key_same_batch_under_jit_and_vmap(name):
     task, keys = SMALL[name], jax.random.split(jax.random.key(4), 2)

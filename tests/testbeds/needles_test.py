@@ -210,6 +210,7 @@ def test_one_wrong_character_spoils_the_value_in_the_tenth_of_its_depth():
     np.testing.assert_allclose(metrics['accuracy_by_depth'].value(), 0.6 * (np.arange(10) == 7), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['S-NIAH-2', 'several_in_noise'])
 def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding(name):
     assert_one_key_is_one_batch(TASKS[name], rows=8)

@@ -142,6 +142,7 @@ def test_the_haystack_does_not_depend_on_the_streams_length():
     np.testing.assert_array_equal(short, long)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['one', 'several'])
 def test_the_same_key_gives_the_same_batch_under_jit_and_sharding(name):
     task, key = TASKS[name], jax.random.key(0)

@@ -77,6 +77,7 @@ def test_one_wrong_digit_spoils_the_number_alone(drawn):
     assert float(metrics['accuracy'].value()) == pytest.approx(0.95)
 
 
+@pytest.mark.slow
 def test_same_key_same_batch_under_jit_and_vmap(drawn):
     keys = jnp.stack([jax.random.key(1), jax.random.key(0)])
     rows = jax.jit(jax.vmap(lambda key: TASK.sample(key, ROWS)))(keys)

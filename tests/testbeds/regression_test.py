@@ -227,6 +227,7 @@ def test_the_published_curricula_fit_the_published_tasks():
         assert task.curriculum.dims.steps == 30_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['sparse', 'relu_net', 'pool', 'repeated_query'])
 def test_the_same_key_gives_the_same_batch_under_jit_vmap_and_sharding(name):
     assert_one_key_is_one_batch(TASKS[name], rows=6, atol=1e-5)

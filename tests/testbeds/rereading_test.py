@@ -37,7 +37,7 @@ def test_copies_are_equal_and_the_questions_are_the_tasks_own(task, reads):
 
 
 @pytest.mark.parametrize('task', [RECALL, dataclasses.replace(RECALL, questions=1)], ids=['all', 'one'])
-@pytest.mark.parametrize('filler', [False, True], ids=['copies', 'filler'])
+@pytest.mark.parametrize('filler', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['copies', 'filler'])
 def test_questions_can_stand_behind_every_copy_and_only_the_last_are_scored(task, filler):
     reading = ReReading(task=task, reads=3, read_questions=True, filler=filler)
     batch, once = reading.sample(jax.random.key(6), 8), task.sample(jax.random.key(6), 8)

@@ -112,6 +112,7 @@ def test_the_memory_equals_its_loop():
     np.testing.assert_allclose(delta_memory(jnp.asarray(keys), jnp.asarray(values)), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['overwrites', 'one_hot'])
 def test_same_key_same_batch_under_jit_and_vmap(name):
     task, keys = TASKS[name], jax.random.split(jax.random.key(4), 2)

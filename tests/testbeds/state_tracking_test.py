@@ -119,6 +119,7 @@ def test_the_last_place_alone_is_scored_at_uniform_lengths():
     assert np.all(np.abs(np.unique(lengths, return_counts=True)[1] / 3000 - 0.25) < 4.5 * np.sqrt(0.1875 / 3000))
 
 
+@pytest.mark.slow
 def test_same_key_same_batch_under_jit_and_vmap():
     task, keys = StateTracking(language='a5', tokens=8), jax.random.split(jax.random.key(6), 3)
     rows = jax.vmap(lambda key: task.sample(key, 4))(keys)

@@ -63,7 +63,7 @@ def test_a_score_is_the_slope_of_the_true_effect_of_the_edge(name):
         np.testing.assert_allclose(found.at(sender, reader), true, rtol=3e-2, atol=2e-3, err_msg=f'{sender} {reader}')
 
 
-@pytest.mark.parametrize('name', ['scanned', pytest.param('mamba', marks=SLOW), *RECURRENT[1:]])
+@pytest.mark.parametrize('name', ['scanned', *RECURRENT])
 def test_heads_write_what_their_mixer_adds_and_read_what_it_reads(name):
     found = edges(name)
     heads = [sender for sender in found.senders if sender[:2] == ('z', 0)]
