@@ -18,6 +18,7 @@ from flax import linen as nn
 
 from jattn.contract import Context
 from jattn.flops import count_flops
+from jattn.memories import MEMORIES
 from jattn.mixers import MIXERS, SoftmaxConfig
 from jattn.mixers.aaren import AarenConfig
 from jattn.mixers.density_adaptive import DensityAdaptiveConfig
@@ -62,16 +63,19 @@ BATCH, TOKENS = 2, 16
 TOLERANCE = 5e-4  # memories that learn amplify rounding (Moneta most); tests/memories/paths_test.py has float64
 
 
-def over(names):
-    """One parameter an entry; the variants run in make test-all."""
+def over(names, slow=frozenset(VARIANTS)):
+    """One parameter an entry; those that are slow run in make test-all."""
 
     def marks(name):
-        return [pytest.mark.xdist_group(name), *([pytest.mark.slow] if name in VARIANTS else [])]
+        return [pytest.mark.xdist_group(name), *([pytest.mark.slow] if name in slow else [])]
 
     return pytest.mark.parametrize('name', [pytest.param(name, marks=marks(name)) for name in names])
 
 
 entries, causal_entries = over(ENTRIES), over(CAUSAL)
+# Memories are one module: in the laws that trace or compile it once more, some stand for all.
+STANDING = {'linear_attention', 'gated_deltanet', 'rwkv7', 'mesa', 'titans_lmm', 'moneta'}
+some_entries, some_causal_entries = (over(names, {*VARIANTS, *MEMORIES} - STANDING) for names in (ENTRIES, CAUSAL))
 
 
 @functools.cache
@@ -181,7 +185,7 @@ def test_state_keeps_its_structure_and_dtypes(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
 
 
-@causal_entries
+@some_causal_entries
 def test_explicit_positions_and_segments_equal_the_implicit_ones(name):
     whole, _ = run(name)(inputs(), Context(), None)
     positions = jnp.broadcast_to(jnp.arange(TOKENS), (BATCH, TOKENS))
@@ -245,7 +249,7 @@ def test_a_new_document_clears_the_state(name):
         assert_close(y[row], alone(name, x, row, 11, 16))
 
 
-@causal_entries
+@some_causal_entries
 def test_a_document_longer_than_two_windows_streams_at_the_declared_size(name):
     x = jnp.concatenate([inputs(), inputs(seed=5)], axis=1)
     whole, _ = run(name)(x, Context(), None)
@@ -280,7 +284,7 @@ def test_evaluation_changes_no_collection(name):
         chex.assert_trees_all_equal(values, variables[collection])
 
 
-@entries
+@some_entries
 def test_jit_equals_no_jit_and_traces_once(name):
     cfg, variables = ENTRIES[name], variables_of(name)
     y, _ = run(name)(inputs(), full_context(cfg), None)
