@@ -286,15 +286,14 @@ def draw(found: Found, out: pathlib.Path) -> list[pathlib.Path]:
     mixers = dict.fromkeys(mixer for cells in found.values() for mixer in cells if mixer != EXACT)
     styles = {m: dict(color=COLORS[n % len(COLORS)], linestyle=('-', '--', ':')[n % 3]) for n, m in enumerate(mixers)}
     paths = []
-    for name, label, lines_of, unit in (
+    for name, label, lines_of, ticks in (
         ('positions', 'point, place or copy', curves_of, None),
-        ('lengths', 'rows that many times as long', lengths_of, 'x'),
-        ('pairs', 'pairs in a row', pairs_of, ''),
+        ('lengths', 'rows that many times as long', lengths_of, (1, 2, 4, 8, 16)),
     ):
         tasks = {task: lines_of(cells) for task, cells in found.items()}
         if any(tasks.values()):
             paths.append(out / f'{name}.png')
-            _panels({task: lines for task, lines in tasks.items() if lines}, label, unit, styles, paths[-1])
+            _panels({task: lines for task, lines in tasks.items() if lines}, label, ticks, styles, paths[-1])
     return paths
 
 
@@ -312,32 +311,20 @@ def curves_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list[fl
 
 def lengths_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
     """mixer -> (times the length of training, score), of a task whose tests are named 2x, 8x and the like."""
-    lines = _tests_of(cells, 'x')
-    for mixer, (x, y) in lines.items():
-        here = statistics.mean(run['metrics'][cells[mixer]['score']] for run in finished(cells[mixer]))
-        lines[mixer] = ([1, *x], [here, *y])
-    return lines
-
-
-def pairs_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
-    """mixer -> (pairs in a row, score), of a task whose tests are named `2 pairs`, `8 pairs` and the like."""
-    return _tests_of(cells, ' pairs')
-
-
-def _tests_of(cells: Mapping[str, Mapping[str, Any]], unit: str) -> dict[str, tuple[list[float], list[float]]]:
-    """mixer -> (numbers, score) of the tests whose name is a number and the unit."""
     lines = {}
     for mixer, cell in cells.items():
         runs = finished(cell)
-        tests = [name for name in (runs[0].get('tests', {}) if runs else ()) if name.endswith(unit)]
+        tests = [name for name in (runs[0].get('tests', {}) if runs else ()) if name.endswith('x')]
         if tests:
-            means = [statistics.mean(run['tests'][test][cell['score']] for run in runs) for test in tests]
-            lines[mixer] = ([float(test.removesuffix(unit)) for test in tests], means)
+            score = cell['score']
+            means = [statistics.mean(run['tests'][test][score] for run in runs) for test in tests]
+            here = statistics.mean(run['metrics'][score] for run in runs)
+            lines[mixer] = ([1, *(float(test[:-1]) for test in tests)], [here, *means])
     return lines
 
 
 def _panels(
-    tasks: Mapping[str, Mapping], label: str, unit: str | None, styles: Mapping[str, dict], path: pathlib.Path
+    tasks: Mapping[str, Mapping], label: str, ticks: tuple | None, styles: Mapping[str, dict], path: pathlib.Path
 ) -> None:
     """A panel a task, a line a mixer, one legend."""
     columns = min(len(tasks), 3)
@@ -348,10 +335,10 @@ def _panels(
         for mixer, (x, y) in lines.items():
             panel.plot(x, y, label=mixer, marker='.' if len(x) < 10 else None, linewidth=1.5, **styles[mixer])
         panel.set(title=task, xlabel=label, ylabel='accuracy', ylim=(0, 1.03))
-        if unit is not None:
-            ticks = next(iter(lines.values()))[0]
+        if ticks:
+            longest = max(max(x) for x, _ in lines.values())
             panel.set_xscale('log', base=2)
-            panel.set_xticks(ticks, [f'{tick:g}{unit}' for tick in ticks])
+            panel.set_xticks([tick for tick in ticks if tick <= longest], [f'{t}x' for t in ticks if t <= longest])
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     handles = {text: handle for panel in panels for handle, text in zip(*panel.get_legend_handles_labels())}

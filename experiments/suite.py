@@ -81,12 +81,7 @@ SUITE: dict[str, SuiteTask] = {
     'sparse_parity': SuiteTask(
         group=BOOLEAN, config='boolean', chosen=('data.function=sparse_parity',), small=SMALL_BOOLEAN
     ),
-    'mqar': SuiteTask(
-        group=RECALL,
-        config='associative_recall',
-        small=('data.vocabulary=32', 'data.tokens=32'),
-        tests={f'{n} pairs': (f'pairs={n}', f'tokens={max(4 * n, 32)}') for n in (2, 4, 8, 12)},
-    ),
+    'mqar': SuiteTask(group=RECALL, config='associative_recall', small=('data.vocabulary=32', 'data.tokens=32')),
     'forgetting_mqar': SuiteTask(
         group=RECALL,
         config='associative_recall',
@@ -110,12 +105,6 @@ SUITE: dict[str, SuiteTask] = {
         chosen=('data.language=a5',),
         small=('data.tokens=16', 'training.batch=64'),
         tests=LONGER,
-    ),
-    'babi': SuiteTask(
-        group=LONG,
-        config='babi',
-        small=('data.tokens=48', 'data.most_facts=6', 'data.noise=16'),
-        tests={'2x': ('tokens=96',), '4x': ('tokens=192',)},
     ),
     'paired_claims': SuiteTask(
         group=CLAIMS,
