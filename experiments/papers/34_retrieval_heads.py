@@ -1,7 +1,7 @@
 """Paper 34, "Retrieval Head Mechanistically Explains Long-Context Factuality", shown on SmolLM2-135M.
 
     make models
-    python -m experiments.claims --only=34 --data_dir=DIR --out=runs/claims       MINUTES; a novel of DIR/books
+    python -m experiments.claims --only=34 --data_dir=DIR --out=runs/claims       minutes; a novel of DIR/books
     python -m experiments.claims --only=34 --size=tiny                            seconds: a random model, that it runs
 
 Claims: few heads copy facts from the context; they are the same wherever the fact stands; without them the model no
