@@ -61,7 +61,8 @@ def influence(
         tokens: of the documents.
         heads: (layer, head) that are silenced.
         kind: of `ablate`: 'uniform', 'zero'.
-        relative_to: what the rise is divided by, the loss of the whole model ('base'), of the 'silenced' one, or 'none'.
+        relative_to: what the rise is divided by: the loss of the whole model ('base'), of the 'silenced' one, or
+            'none'.
         segments: 0 is padding; None: there is none.
         collections: the model's slow state, if it has any.
 

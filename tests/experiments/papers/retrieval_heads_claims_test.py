@@ -1,4 +1,4 @@
-"""Paper 34's needles: what is marked is what is asked for, rows and answers have one length, the book stays the book."""
+"""Paper 34's needles: what is marked is what is asked for, rows and answers have one length, short rows are named."""
 
 import numpy as np
 import pytest
