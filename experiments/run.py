@@ -23,6 +23,7 @@ from experiments import cli, configs
 from jattn.config import ConfigError, override
 from jattn.data import CORPORA, TextConfig
 from jattn.interop import PRETRAINED, pretrained
+from jattn.interop.tokenizer import Tokenizer
 from jattn.mixers import MIXERS
 from jattn.models import MODELS, DecoderConfig
 from jattn.models.generate import Sampling, generate_text
@@ -138,8 +139,7 @@ def _generate() -> int:
     prompts = cli.PROMPT.value or ['def ']
     slow = checkpoint.load_collections(cli.WORKDIR.value, cli.STEP.value)
     words = config.data.tokenizer and pretrained.load_tokenizer(config.data.tokenizer)
-    ways = {} if words is None else dict(encode=words.encode, decode=words.decode, end=words.end)
-    texts = generate_text(model, params, prompts, _TOKENS.value, **_draws(), **ways, collections=slow)
+    texts = generate_text(model, params, prompts, _TOKENS.value, **_draws(), **_ways(words), collections=slow)
     for prompt, text in zip(prompts, texts):
         print(prompt + text)
     return 0
@@ -153,11 +153,15 @@ def _generate_pretrained() -> int:
         raise ConfigError(f'--mode=generate needs a decoder of text, but {cli.PRETRAINED.value} {lack}')
     said = [words.chat(('user', prompt)) for prompt in prompts] if _CHAT.value else prompts
     found.check_length(max(len(words.encode(text)) for text in said) + _TOKENS.value)
-    ways = dict(encode=words.encode, decode=words.decode, end=words.end, chunk=PREFILL)
-    texts = generate_text(found.model, found.params, said, _TOKENS.value, **_draws(), **ways)
+    texts = generate_text(found.model, found.params, said, _TOKENS.value, **_draws(), **_ways(words), chunk=PREFILL)
     for prompt, text in zip(prompts, texts):
         print(f'{prompt}\n\n{text}' if _CHAT.value else prompt + text)
     return 0
+
+
+def _ways(words: Tokenizer | None) -> dict[str, Any]:
+    """How text becomes tokens and ends; of bytes where there is no tokenizer."""
+    return {} if words is None else dict(encode=words.encode, decode=words.decode, end=words.end)
 
 
 def _draws() -> dict[str, Any]:

@@ -157,6 +157,12 @@ def load(name: str, *, dtype: str = 'float32') -> Pretrained:
     return Pretrained(name, cfg.make(), params, words, longest)
 
 
+def load_trunk(name: str) -> TrunkConfig:
+    """The trunk alone, without its parameters; called as `load`."""
+    path, config, *_ = _read(name)
+    return _trunk(config, str(path), 'float32')
+
+
 @functools.cache
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer alone; called as `load`.
@@ -209,13 +215,18 @@ def build(config: Config, tensors: Tensors, where: str, dtype: str = 'float32') 
     Raises:
         ConfigError: an unknown model_type, a config that is not read, tensors that do not fit.
     """
+    cfg = _trunk(config, where, dtype)
+    family = FAMILIES[config['model_type']]
+    shapes = abstract_params(cfg, *family.example(cfg))
+    return cfg, load_params(family.rules(cfg), Renamed(tensors, family.prefix, family.ignored), shapes, cfg, where)
+
+
+def _trunk(config: Config, where: str, dtype: str) -> TrunkConfig:
+    """The trunk of a config, by its family."""
     kind: Any = config.get('model_type')
     if kind not in FAMILIES:
         raise ConfigError(f'{where}: model_type={kind!r} is not read; {nearest(str(kind), FAMILIES)}')
-    family = FAMILIES[kind]
-    cfg = in_dtype(family.trunk(config), dtype)
-    shapes = abstract_params(cfg, *family.example(cfg))
-    return cfg, load_params(family.rules(cfg), Renamed(tensors, family.prefix, family.ignored), shapes, cfg, where)
+    return in_dtype(FAMILIES[kind].trunk(config), dtype)
 
 
 def in_dtype(cfg: TrunkConfig, dtype: str) -> TrunkConfig:

@@ -190,9 +190,9 @@ class FactsAndFibs(Task):
         kinds = jax.random.randint(kind_key, (batch // rows,), 0, len(self.claims))
         kinds = jnp.asarray(self._rotations(self.claims_per_row))[kinds]
         log = event_log.draw(log_key, self.world, kinds, self.events, self.noise)
-        kinds, log = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), (kinds, log))
         truth = jax.random.bernoulli(truth_key, 0.5, kinds.shape)
         if self.paired:
+            kinds, log = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), (kinds, log))
             truth = jnp.broadcast_to(jnp.arange(batch)[:, None] % 2 == 0, kinds.shape)
         facts, fibs = _with_answer(log.facts), _with_answer(log.fibs)
         claims = jnp.where(truth[:, :, None], facts, fibs)

@@ -56,13 +56,13 @@ def published(config: Experiment, name: str) -> Experiment:
     Raises:
         ConfigError: the model is no decoder of text, or the data is no text.
     """
-    found = pretrained.load(name)
-    if found.tokenizer is None or type(found.model.cfg) is not DecoderConfig:
+    model = pretrained.load_trunk(name)
+    if type(model) is not DecoderConfig:
         raise ConfigError(f'{name}: not a decoder of text')
     if not isinstance(config.data, TextConfig):
         raise ConfigError(f'{name} reads text, but data is {type(config.data).__name__}: take a config of text')
-    data = dataclasses.replace(config.data, tokenizer=name)
-    return dataclasses.replace(config, model=found.model.cfg, data=data)
+    pretrained.load_tokenizer(name)  # an error where there is none
+    return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, tokenizer=name))
 
 
 def adopt(params: PyTree, names: PyTree, old: PyTree, where: str) -> tuple[PyTree, list[str]]:

@@ -127,8 +127,8 @@ def _nats(
     """-log p of every next token with each of two sets of heads silenced, and which tokens count."""
     counted = ((segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)).astype(jnp.float32)
 
-    def of_row(row: tuple[Array, Array]) -> Float[Array, 'T-1']:
-        (tokens, segments), mask = row[:2], row[2]
+    def of_row(mask: Array, row: tuple[Array, Array]) -> Float[Array, 'T-1']:
+        tokens, segments = row
         run = capture.run(
             model,
             params,
@@ -140,5 +140,5 @@ def _nats(
         log_p = jax.nn.log_softmax(run.outputs[0, :-1].astype(jnp.float32), axis=-1)
         return -jnp.take_along_axis(log_p, tokens[1:, None], axis=1)[:, 0]
 
-    both = [jax.lax.map(lambda row, mask=mask: of_row((*row, mask)), (tokens, segments)) for mask in masks]
+    both = [jax.lax.map(functools.partial(of_row, mask), (tokens, segments)) for mask in masks]
     return jnp.stack(both) * counted[None], counted
