@@ -19,7 +19,16 @@ from jattn.contract import Context
 from jattn.taps import Edit
 from jattn.typing import Array, Float, PyTree, at_least_float32
 from jattn.understanding import capture
-from jattn.understanding.interventions import Edits, Effects, Metric, Replacement, axis_of, lay_out, shapes_of
+from jattn.understanding.interventions import (
+    Edits,
+    Effects,
+    Metric,
+    Replacement,
+    axis_of,
+    check_pair,
+    lay_out,
+    shapes_of,
+)
 
 Values = dict[str, dict[int | None, Array]]
 
@@ -88,8 +97,7 @@ def attribute(
     Raises:
         ValueError: shapes differ; the site is in no layer, or has no such axis.
     """
-    if clean.shape != corrupted.shape:
-        raise ValueError(f'attribute: clean has shape {clean.shape}, corrupted {corrupted.shape}: they must be equal')
+    check_pair('attribute', clean, corrupted)
     run = dict(context=context, collections=collections, state=state)
     values = capture.run(model, params, clean, sites=[site], **run).values[site]
     replacement = Replacement(site, axis, shapes_of('attribute', site, axis, values), values)

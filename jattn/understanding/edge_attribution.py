@@ -28,7 +28,7 @@ from jattn.taps import Edit
 from jattn.typing import Array, Float, PyTree, at_least_float32
 from jattn.understanding import capture
 from jattn.understanding.attribution_patching import Values, gradients
-from jattn.understanding.interventions import Metric
+from jattn.understanding.interventions import Metric, check_pair
 
 Node = tuple[str, int | None, int | None]  # site, layer, head; None: of the whole model, the whole value
 COMPONENTS = ('q', 'k', 'v')
@@ -133,8 +133,7 @@ def attribute_edges(
     >>> found.scores.shape                # embed, 8 heads, 2 feed-forwards; 2 (1 + 12 + 1) readers and the logits
     (11, 29)
     """
-    if clean.shape != corrupted.shape:
-        raise ValueError(f'attribute_edges: clean has shape {clean.shape}, corrupted {corrupted.shape}: not equal')
+    check_pair('attribute_edges', clean, corrupted)
     if steps < 1:
         raise ValueError(f'attribute_edges: steps={steps} must be at least 1')
     if getattr(model.cfg, 'block', 'pre') == 'post':

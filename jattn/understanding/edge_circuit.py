@@ -25,7 +25,7 @@ from jattn.typing import Array, Bool, Float, PyTree
 from jattn.understanding import capture
 from jattn.understanding.attribution_patching import Values
 from jattn.understanding.edge_attribution import READS, WRITES, Node, by_node, held_at, precedes
-from jattn.understanding.interventions import Metric
+from jattn.understanding.interventions import Metric, check_pair
 
 READERS = (*READS, 'logits')
 Edge = tuple[Node, Node]
@@ -71,8 +71,7 @@ def measure_edges(
     >>> abs(found[:2]).round(3).tolist(), bool(abs(found[2]) > 0.01)       # a way must be whole to carry something
     ([0.0, 0.0], True)
     """
-    if clean.shape != corrupted.shape:
-        raise ValueError(f'measure_edges: clean has shape {clean.shape}, corrupted {corrupted.shape}: not equal')
+    check_pair('measure_edges', clean, corrupted)
     block = getattr(model.cfg, 'block', 'pre')
     if block not in ('pre', 'parallel'):
         raise ValueError(f"measure_edges: block={block!r} normalises what is added: it must be 'pre' or 'parallel'")

@@ -151,6 +151,12 @@ def shapes_of(who: str, site: str, axis: str, values: Mapping[int | None, Array]
     return tuple((layer, value.shape) for layer, value in values.items())
 
 
+def check_pair(who: str, clean: Array, corrupted: Array) -> None:
+    """Raises a ValueError where two inputs, one of which is to lend the other its values, differ in shape."""
+    if clean.shape != corrupted.shape:
+        raise ValueError(f'{who}: clean has shape {clean.shape}, corrupted {corrupted.shape}: they must be equal')
+
+
 def sweep(
     model: nn.Module,
     params: PyTree,

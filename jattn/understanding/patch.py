@@ -12,7 +12,7 @@ from flax import linen as nn
 from jattn.contract import Context
 from jattn.typing import Array, PyTree
 from jattn.understanding import capture
-from jattn.understanding.interventions import Effects, Metric, Replacement, shapes_of, sweep
+from jattn.understanding.interventions import Effects, Metric, Replacement, check_pair, shapes_of, sweep
 
 
 def patch(
@@ -46,8 +46,7 @@ def patch(
     Raises:
         ValueError: shapes differ; the site is in no layer, or has no such axis.
     """
-    if clean.shape != corrupted.shape:
-        raise ValueError(f'patch: clean has shape {clean.shape}, corrupted {corrupted.shape}: they must be equal')
+    check_pair('patch', clean, corrupted)
     run = dict(context=context, collections=collections, state=state)
     values = capture.run(model, params, clean, sites=[site], **run).values[site]
     replacement = Replacement(site, axis, shapes_of('patch', site, axis, values), values)

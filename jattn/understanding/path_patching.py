@@ -24,7 +24,7 @@ from jattn.taps import Edit
 from jattn.typing import Array, Bool, Float, Int32, PyTree
 from jattn.understanding import capture
 from jattn.understanding.attribution_patching import Values
-from jattn.understanding.interventions import Effects, Metric, Replacement, axis_of, lay_out, shapes_of
+from jattn.understanding.interventions import Effects, Metric, Replacement, axis_of, check_pair, lay_out, shapes_of
 
 Receiver = tuple[str, int | None, int | None]  # site, layer, head; None: of the whole model, all heads
 LOGITS: tuple[Receiver, ...] = (('logits', None, None),)
@@ -75,8 +75,7 @@ def patch_paths(
     >>> found.values.shape, bool(jnp.any(found.values[0] != 0)), found.values[1].tolist()
     ((2, 4), True, [0.0, 0.0, 0.0, 0.0])
     """
-    if clean.shape != corrupted.shape:
-        raise ValueError(f'patch_paths: clean has shape {clean.shape}, corrupted {corrupted.shape}: they must be equal')
+    check_pair('patch_paths', clean, corrupted)
     run = dict(context=context, collections=collections, state=state)
     there = capture.index(model, params, clean, **run)
     frozen = tuple(site for site in ADDED if site in there or site == 'attn_out')
