@@ -11,11 +11,11 @@ model that knows no more than which values were shown stands at loss ln 8 = 2.08
 reach accuracy 1.000; 0.969 of the overwritten keys and 0.991 of the others; 0.888, where the exact vote has 0.890.
 """
 
+from experiments import schedules
 from jattn.mixers import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds import AssociativeRecall
-from jattn.training.experiment import Experiment, TrainingConfig
-from jattn.training.optimizer import AdamWConfig
+from jattn.training.experiment import Experiment
 
 
 def config(size: str) -> Experiment:
@@ -23,15 +23,7 @@ def config(size: str) -> Experiment:
     small = Experiment(
         model=DecoderConfig(width=64, layers=2, mixer=(SoftmaxConfig(heads=2),)),
         data=AssociativeRecall(),
-        training=TrainingConfig(
-            steps=1000,
-            batch=64,
-            optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=100),
-            steps_per_call=50,
-            log_every_steps=100,
-            eval_every_steps=500,
-            checkpoint_every_steps=500,
-        ),
+        training=schedules.small(steps=1000),
     )
     if size == 'tiny':
         return small.tiny()
@@ -40,13 +32,5 @@ def config(size: str) -> Experiment:
     return Experiment(
         model=DecoderConfig(width=128, layers=2, mixer=(SoftmaxConfig(heads=1),), feed_forward=None),
         data=AssociativeRecall(vocabulary=8192, tokens=512, pairs=64),
-        training=TrainingConfig(
-            steps=12_500,
-            batch=256,
-            optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=500),
-            steps_per_call=100,
-            log_every_steps=500,
-            eval_every_steps=2500,
-            checkpoint_every_steps=2500,
-        ),
+        training=schedules.paper(steps=12_500, batch=256),
     )

@@ -8,11 +8,11 @@ Any place is right with probability 1/6, the last one of the row with 0.470 (qa1
 0.465: it has learned to say the last place. Gated DeltaNet is at 0.998 after 500 of its 2000 steps.
 """
 
+from experiments import schedules
 from jattn.mixers import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds import Babi
-from jattn.training.experiment import Experiment, TrainingConfig
-from jattn.training.optimizer import AdamWConfig
+from jattn.training.experiment import Experiment
 
 
 def config(size: str) -> Experiment:
@@ -20,15 +20,7 @@ def config(size: str) -> Experiment:
     small = Experiment(
         model=DecoderConfig(width=64, layers=2, mixer=(SoftmaxConfig(heads=2),)),
         data=Babi(),
-        training=TrainingConfig(
-            steps=2000,
-            batch=32,
-            optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=100),
-            steps_per_call=50,
-            log_every_steps=100,
-            eval_every_steps=500,
-            checkpoint_every_steps=500,
-        ),
+        training=schedules.small(steps=2000, batch=32),
     )
     if size == 'tiny':
         return small.tiny()
@@ -37,13 +29,5 @@ def config(size: str) -> Experiment:
     return Experiment(
         model=DecoderConfig(width=512, layers=6, mixer=(SoftmaxConfig(heads=8),), dtype='bfloat16'),
         data=Babi(task='qa3', tokens=4096, most_facts=20, noise=256),
-        training=TrainingConfig(
-            steps=20_000,
-            batch=64,
-            optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=500),
-            steps_per_call=100,
-            log_every_steps=500,
-            eval_every_steps=2500,
-            checkpoint_every_steps=2500,
-        ),
+        training=schedules.paper(steps=20_000),
     )

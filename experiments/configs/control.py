@@ -7,6 +7,7 @@ The loss is the squared error of the action; `baselines/skill` is that of who kn
 model are `jattn.testbeds.control.Control.fly`, as in paper 48's claim.
 """
 
+from experiments import schedules
 from jattn.mixers import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds import Control
@@ -36,13 +37,5 @@ def config(size: str) -> Experiment:
     return Experiment(
         model=DecoderConfig(width=256, layers=4, mixer=(SoftmaxConfig(heads=8),), dtype='bfloat16'),
         data=Control(tokens=256),
-        training=TrainingConfig(
-            steps=20_000,
-            batch=64,
-            optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=500),
-            steps_per_call=100,
-            log_every_steps=500,
-            eval_every_steps=2500,
-            checkpoint_every_steps=2500,
-        ),
+        training=schedules.paper(steps=20_000),
     )

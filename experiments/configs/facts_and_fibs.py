@@ -7,11 +7,11 @@ A claim alone says nothing about its truth: accuracy 1/2. `experiments.claims --
 pairs.
 """
 
+from experiments import schedules
 from jattn.mixers import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds import FactsAndFibs
-from jattn.training.experiment import Experiment, TrainingConfig
-from jattn.training.optimizer import AdamWConfig
+from jattn.training.experiment import Experiment
 
 
 def config(size: str) -> Experiment:
@@ -19,15 +19,7 @@ def config(size: str) -> Experiment:
     small = Experiment(
         model=DecoderConfig(width=64, layers=2, mixer=(SoftmaxConfig(heads=2),)),
         data=FactsAndFibs(),
-        training=TrainingConfig(
-            steps=3000,
-            batch=64,
-            optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=100),
-            steps_per_call=50,
-            log_every_steps=100,
-            eval_every_steps=500,
-            checkpoint_every_steps=500,
-        ),
+        training=schedules.small(steps=3000),
     )
     if size == 'tiny':
         return small.tiny()
@@ -36,13 +28,5 @@ def config(size: str) -> Experiment:
     return Experiment(
         model=DecoderConfig(width=512, layers=8, mixer=(SoftmaxConfig(heads=4),), dtype='bfloat16'),
         data=FactsAndFibs(events=4096),
-        training=TrainingConfig(
-            steps=50_000,
-            batch=64,
-            optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=500),
-            steps_per_call=100,
-            log_every_steps=500,
-            eval_every_steps=2500,
-            checkpoint_every_steps=2500,
-        ),
+        training=schedules.paper(steps=50_000),
     )

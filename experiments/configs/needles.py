@@ -9,11 +9,11 @@ it gets 0.02 of the values, in text 0.04, and in 512 bytes 0.38, those in the la
 fields for all of that: `keys`, `haystack`, `tokens`, `depth`.
 """
 
+from experiments import schedules
 from jattn.mixers import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds import Needles
-from jattn.training.experiment import Experiment, TrainingConfig
-from jattn.training.optimizer import AdamWConfig
+from jattn.training.experiment import Experiment
 
 
 def config(size: str) -> Experiment:
@@ -21,15 +21,7 @@ def config(size: str) -> Experiment:
     small = Experiment(
         model=DecoderConfig(width=64, layers=2, mixer=(SoftmaxConfig(heads=2),)),
         data=Needles(),
-        training=TrainingConfig(
-            steps=2000,
-            batch=32,
-            optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=100),
-            steps_per_call=50,
-            log_every_steps=100,
-            eval_every_steps=500,
-            checkpoint_every_steps=500,
-        ),
+        training=schedules.small(steps=2000, batch=32),
     )
     if size == 'tiny':
         return small.tiny()
@@ -38,13 +30,5 @@ def config(size: str) -> Experiment:
     return Experiment(
         model=DecoderConfig(width=512, layers=6, mixer=(SoftmaxConfig(heads=8),), dtype='bfloat16'),
         data=Needles(tokens=4096, haystack='text', keys=4),
-        training=TrainingConfig(
-            steps=20_000,
-            batch=64,
-            optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=500),
-            steps_per_call=100,
-            log_every_steps=500,
-            eval_every_steps=2500,
-            checkpoint_every_steps=2500,
-        ),
+        training=schedules.paper(steps=20_000),
     )

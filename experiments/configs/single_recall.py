@@ -6,11 +6,11 @@
 The associative recall of H3. Guessing a value has accuracy 1/10.
 """
 
+from experiments import schedules
 from jattn.mixers import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds import SingleRecall
-from jattn.training.experiment import Experiment, TrainingConfig
-from jattn.training.optimizer import AdamWConfig
+from jattn.training.experiment import Experiment
 
 
 def config(size: str) -> Experiment:
@@ -18,15 +18,7 @@ def config(size: str) -> Experiment:
     small = Experiment(
         model=DecoderConfig(width=64, layers=2, mixer=(SoftmaxConfig(heads=2),)),
         data=SingleRecall(),
-        training=TrainingConfig(
-            steps=2000,
-            batch=64,
-            optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=100),
-            steps_per_call=50,
-            log_every_steps=100,
-            eval_every_steps=500,
-            checkpoint_every_steps=500,
-        ),
+        training=schedules.small(steps=2000),
     )
     if size == 'tiny':
         return small.tiny()
@@ -35,13 +27,5 @@ def config(size: str) -> Experiment:
     return Experiment(
         model=DecoderConfig(width=64, layers=2, mixer=(SoftmaxConfig(heads=4),)),
         data=SingleRecall(vocabulary=41, pairs=256),
-        training=TrainingConfig(
-            steps=100_000,
-            batch=64,
-            optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=500),
-            steps_per_call=100,
-            log_every_steps=500,
-            eval_every_steps=2500,
-            checkpoint_every_steps=2500,
-        ),
+        training=schedules.paper(steps=100_000),
     )

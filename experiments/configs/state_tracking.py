@@ -8,11 +8,11 @@ A recurrence whose transitions have eigenvalues in [0, 1] cannot count parity on
 in [-1, 1] one layer can. Guessing gives accuracy 1/2 for parity, 1/60 for A5.
 """
 
+from experiments import schedules
 from jattn.mixers import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.testbeds import StateTracking
-from jattn.training.experiment import Experiment, TrainingConfig
-from jattn.training.optimizer import AdamWConfig
+from jattn.training.experiment import Experiment
 
 
 def config(size: str) -> Experiment:
@@ -20,15 +20,7 @@ def config(size: str) -> Experiment:
     small = Experiment(
         model=DecoderConfig(width=64, layers=2, mixer=(SoftmaxConfig(heads=2),)),
         data=StateTracking(),
-        training=TrainingConfig(
-            steps=2000,
-            batch=64,
-            optimizer=AdamWConfig(peak_lr=3e-3, warmup_steps=100),
-            steps_per_call=50,
-            log_every_steps=100,
-            eval_every_steps=500,
-            checkpoint_every_steps=500,
-        ),
+        training=schedules.small(steps=2000),
     )
     if size == 'tiny':
         return small.tiny()
@@ -37,13 +29,5 @@ def config(size: str) -> Experiment:
     return Experiment(
         model=DecoderConfig(width=128, layers=2, mixer=(SoftmaxConfig(heads=4),)),
         data=StateTracking(tokens=40, scored='last', min_tokens=3),
-        training=TrainingConfig(
-            steps=20_000,
-            batch=256,
-            optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=500),
-            steps_per_call=100,
-            log_every_steps=500,
-            eval_every_steps=2500,
-            checkpoint_every_steps=2500,
-        ),
+        training=schedules.paper(steps=20_000, batch=256),
     )
