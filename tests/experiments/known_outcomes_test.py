@@ -17,7 +17,7 @@ from jattn.memories import MEMORIES
 from jattn.mixers import SoftmaxConfig
 from jattn.models.decoder import DecoderConfig
 from jattn.nn.feed_forward import FeedForwardConfig
-from jattn.testbeds import AssociativeRecall, Boolean, Regression, StateTracking
+from jattn.testbeds import AssociativeRecall, Boolean, Regression, StateTracking, constructions
 from jattn.training.optimizer import AdamWConfig
 from jattn.understanding import probes
 

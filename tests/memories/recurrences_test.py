@@ -166,6 +166,7 @@ def test_omega_descends_the_losses_of_its_window_and_a_window_of_one_is_titans(w
 
     def omega(s, head):
         weights, y, gamma = start()[0][head], [], np.ones(T) if window == 1 else s.weight
+        at = weights
         for t in range(T):
             at = weights if t % 4 == 0 else at
             weights = np.exp(s.log_decay[t]) * weights - s.step[t] * gradients(s, at, t, window, gamma)
