@@ -1,7 +1,5 @@
-"""Paired claims: bounds and known scorers of the protocol, thresholds, contexts drawn again, cached prefixes, files."""
+"""Paired claims: bounds and known scorers of the protocol, thresholds, contexts drawn again, cached prefixes."""
 
-import itertools
-import json
 import math
 
 import jax
@@ -11,8 +9,7 @@ import pytest
 
 from jattn.mixers import RGLRUConfig, SoftmaxConfig
 from jattn.testbeds import paired_claims
-from jattn.testbeds.facts_and_fibs import GRANULARITIES, KINDS, FactsAndFibs
-from jattn.testbeds.paired_claims import Pair
+from jattn.testbeds.facts_and_fibs import KINDS, FactsAndFibs
 
 RATES = ('TPR', 'TNR', 'accuracy', 'pairwise', 'none_rate', 'forced_choice', 'bias_gap', 'best_threshold_pairwise')
 P = 4000
@@ -262,108 +259,6 @@ def test_a_context_is_read_once_for_all_its_claims_in_pieces():
     np.testing.assert_array_equal(found, [expected, expected + 0.5])
 
 
-def test_facts_and_fibs_of_unequal_number_are_refused():
+def test_facts_and_fibs_of_unequal_shapes_are_refused():
     with pytest.raises(ValueError, match=r'facts have shape \(3, 4, 6\), fibs \(3, 3, 6\)'):
         paired_claims.score_pairs(None, None, CONTEXTS, CLAIMS, CLAIMS[:, :3])
-    facts = {'Nosferatu': ['a', 'b'], 'Sunrise': ['c']}
-    pairs = paired_claims.join_pairs(facts, {'Nosferatu': ['A', 'B'], 'Sunrise': ['C']})
-    assert pairs == [('Nosferatu', 0, 'a', 'A'), ('Nosferatu', 1, 'b', 'B'), ('Sunrise', 0, 'c', 'C')]
-    with pytest.raises(ValueError, match="context 'Sunrise' has 1 facts and 2 fibs"):
-        paired_claims.join_pairs(facts, {'Nosferatu': ['A', 'B'], 'Sunrise': ['C', 'D']})
-    with pytest.raises(ValueError, match="context 'Metropolis' has 0 facts and 1 fibs"):
-        paired_claims.join_pairs(facts, {'Nosferatu': ['A', 'B'], 'Sunrise': ['C'], 'Metropolis': ['D']})
-
-
-def test_metrics_are_the_same_from_the_file_and_thresholds_may_change_later(tmp_path):
-    task = FactsAndFibs(events=64)
-    _, facts, fibs, meta = jax.jit(task.pairs, static_argnums=(1, 2))(jax.random.key(2), 10, 6)
-    s_fact, s_fib = scores(9, 60, none=0.1).astype(np.float32).reshape(2, 10, 6)
-    names = {'kind': KINDS, 'granularity': GRANULARITIES}
-    pairs = paired_claims.tabulate(s_fact, s_fib, meta, names)
-    with open(tmp_path / 'pairs.jsonl', 'w') as file:
-        file.writelines(paired_claims.write_lines(pairs))
-    with open(tmp_path / 'pairs.jsonl') as file:
-        back = paired_claims.read_lines(file)
-    assert back == pairs and len(back) == facts.shape[0] * fibs.shape[1] == 60
-    assert back[7] == Pair(
-        context=1,
-        pair=1,
-        kind=KINDS[meta['kind'][1, 1]],
-        granularity=GRANULARITIES[meta['granularity'][1, 1]],
-        first=int(meta['first'][1, 1]),
-        last=int(meta['last'][1, 1]),
-        s_fact=float(s_fact[1, 1]),
-        s_fib=float(s_fib[1, 1]),
-    )
-    groups = {f'kind/{name}': np.asarray(meta['kind']).ravel() == i for i, name in enumerate(KINDS)}
-    groups |= {
-        f'granularity/{name}': np.asarray(meta['granularity']).ravel() == i for i, name in enumerate(GRANULARITIES)
-    }
-    groups |= {f'context/{i}': np.arange(60) // 6 == i for i in range(10)}
-    for threshold in (0.0, 0.5):
-        found = paired_claims.metrics_of(back, threshold)
-        expected = metrics(s_fact.ravel(), s_fib.ravel(), threshold, groups=groups)
-        assert {name: group for name, group in expected['groups'].items() if group['pairs']} == found.pop('groups')
-        assert found == {name: expected[name] for name in found}
-
-
-def test_a_pair_of_several_categories_counts_in_each():
-    pairs = [
-        Pair(context='a', pair=0, kind='order, cause', s_fact=1.0, s_fib=-1.0),
-        Pair(context='b', pair=0, kind='cause', s_fact=None, s_fib=-1.0),
-    ]
-    found = paired_claims.metrics_of(pairs)
-    assert found['pairs'] == 2 and found['pairwise'] == 0.5 and found['none_rate'] == 0.25
-    groups = {name: (group['pairs'], group['pairwise']) for name, group in found['groups'].items()}
-    assert groups == {'kind/order': (1, 1), 'kind/cause': (2, 0.5), 'context/a': (1, 1), 'context/b': (1, 0)}
-
-
-def test_lines_are_plain_json_and_keep_infinite_scores_in_their_place():
-    pairs = [
-        Pair(context=0, pair=0, s_fact=math.inf, s_fib=-math.inf),
-        Pair(context=0, pair=1, s_fact=math.nan, s_fib=2.0),
-    ]
-    lines = paired_claims.write_lines(pairs)
-    assert all(line.endswith('}\n') for line in lines) and json.loads(lines[1])['s_fact'] is None
-    back = paired_claims.read_lines(['\n', *lines])
-    assert paired_claims.metrics_of(back)['pairwise'] == 0.5 and back[1].s_fact is None
-    with pytest.raises(ValueError, match='read_lines: line 2 is no pair: .*colour'):
-        paired_claims.read_lines([lines[0], '{"colour": 1}'])
-    with pytest.raises(ValueError, match='read_lines: line 1 is no pair'):
-        paired_claims.read_lines(['{"context": 0, "pa'])
-
-
-TEXTS = {
-    '<answer>TRUE</answer>': (True, True, True, True),
-    'False. <ANSWER>\n true \n</ANSWER> False': (True, False, False, True),
-    'It is true that he fell, so the claim is FALSE.': (None, True, False, True),
-    '<answer>perhaps</answer> true': (None, True, True, True),
-    '<answer>TRUE or FALSE</answer>': (None, True, False, True),
-    'untrue, falsehood, trueish': (None, None, None, None),
-    '': (None, None, None, None),
-}
-
-
-@pytest.mark.parametrize('text', TEXTS)
-def test_answers_are_read_from_a_tag_or_from_the_first_or_last_word(text):
-    found = tuple(paired_claims.answer_of(text, which) for which in ('tagged', 'first', 'last', 'tagged_or_first'))
-    assert found == TEXTS[text]
-
-
-def test_an_unknown_way_to_read_answers_is_refused():
-    with pytest.raises(ValueError, match="which='middle' must be one of tagged, first, last, tagged_or_first"):
-        paired_claims.answer_of('TRUE', 'middle')
-
-
-def test_answers_become_scores_whatever_their_type():
-    found = paired_claims.as_scores([True, np.bool_(False), None, 2, np.float32(-0.5)])
-    np.testing.assert_array_equal(found, np.array([1, -1, np.nan, 2, -0.5], np.float32))
-
-
-def test_every_pattern_of_two_parsed_answers_is_scored_as_the_protocol_says():
-    answers = (True, False, None)
-    for fact, fib in itertools.product(answers, answers):
-        found = metrics(paired_claims.as_scores([fact]), paired_claims.as_scores([fib]))
-        assert (found['TPR'], found['TNR']) == (fact is True, fib is False)
-        assert found['pairwise'] == (fact is True and fib is False)
-        assert found['none_rate'] == ((fact is None) + (fib is None)) / 2

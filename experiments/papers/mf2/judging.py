@@ -17,7 +17,8 @@ from jattn.contract import Context
 from jattn.testbeds import Batch, FactsAndFibs
 from jattn.testbeds.event_log import CLAIM, EVENT, KINDS
 from jattn.testbeds.facts_and_fibs import GRANULARITIES
-from jattn.testbeds.paired_claims import metrics_of, score_pairs, tabulate
+from jattn.testbeds.pair_records import metrics_of, tabulate
+from jattn.testbeds.paired_claims import score_pairs
 from jattn.typing import Array, Float, Int32, Key, PyTree
 
 Judged = dict[str, Any]  # what `metrics_of` says, with its groups
