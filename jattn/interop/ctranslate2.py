@@ -9,7 +9,6 @@ All little endian. Whisper only. Queries, keys and values are one tensor there, 
 the file, which Hugging Face's model does not have; the names of its parts are put back here.
 """
 
-import math
 import pathlib
 import re
 import struct
@@ -20,9 +19,10 @@ import ml_dtypes
 import numpy as np
 
 from jattn.config import ConfigError
+from jattn.interop.raw import tensor
 
 VERSION, SPEC = 6, 'WhisperSpec'
-DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16, ml_dtypes.bfloat16)  # by their number
+DTYPES = dict(enumerate((np.float32, np.int8, np.int16, np.int32, np.float16, ml_dtypes.bfloat16)))
 # Scalars of the file that the family takes for granted; 3 is the exact gelu.
 GRANTED = {
     'decoder/activation': 3,
@@ -80,12 +80,7 @@ class CTranslate2File(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         shape, number, data = self._places[name]
-        if number >= len(DTYPES):
-            raise ConfigError(f'{self.path}: {name} has dtype {number}, not one of 0 to {len(DTYPES) - 1}')
-        dtype = np.dtype(DTYPES[number])
-        if len(data) != math.prod(shape) * dtype.itemsize:
-            raise ConfigError(f'{self.path}: {name} of shape {shape} has {len(data)} bytes')
-        return np.frombuffer(data, dtype).reshape(shape)
+        return tensor(f'{self.path}: {name}', data, DTYPES, number, shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

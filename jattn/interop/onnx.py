@@ -11,7 +11,6 @@ multiplies with it is still named by its module, /encoder/layer.0/mlp/fc1/MatMul
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
@@ -19,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from jattn.config import ConfigError
+from jattn.interop.raw import tensor
 
 DTYPES = {
     1: np.float32,
@@ -98,12 +98,7 @@ class OnnxFile(Mapping[str, np.ndarray]):
         if constant.external or constant.raw is None:
             kept = 'in another file' if constant.external else 'otherwise than as raw bytes'
             raise ConfigError(f'{self.path}: {name} has its values {kept}, which is not read')
-        if constant.dtype not in DTYPES:
-            raise ConfigError(f'{self.path}: {name} has dtype {constant.dtype}, not one of {list(DTYPES)}')
-        dtype = np.dtype(DTYPES[constant.dtype])
-        if len(constant.raw) != math.prod(constant.shape) * dtype.itemsize:
-            raise ConfigError(f'{self.path}: {name} of shape {constant.shape} has {len(constant.raw)} bytes')
-        return np.frombuffer(constant.raw, dtype).reshape(constant.shape)
+        return tensor(f'{self.path}: {name}', constant.raw, DTYPES, constant.dtype, constant.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._constants)

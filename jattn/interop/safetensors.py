@@ -7,7 +7,6 @@ The published package cannot give bfloat16 to numpy; the format is short, so thi
 
 import collections
 import json
-import math
 import pathlib
 from collections.abc import Iterator, Mapping
 
@@ -15,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from jattn.config import ConfigError
+from jattn.interop.raw import tensor
 
 DTYPES = {
     'F64': np.float64,
@@ -64,16 +64,10 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self._header[name]
-        if entry['dtype'] not in DTYPES:
-            raise ConfigError(f'{self.path}: {name} has dtype {entry["dtype"]}, not one of {", ".join(DTYPES)}')
         first, last = entry['data_offsets']
-        dtype, shape = np.dtype(DTYPES[entry['dtype']]), tuple(entry['shape'])
-        if last - first != math.prod(shape) * dtype.itemsize:
-            raise ConfigError(f'{self.path}: {name} of shape {shape} has {last - first} bytes')
-        if last == first:
-            return np.zeros(shape, dtype)
-        data = np.memmap(self.path, np.uint8, 'r', offset=self._start + first, shape=(last - first,))
-        return data.view(dtype).reshape(shape)
+        place = dict(offset=self._start + first, shape=(last - first,))
+        data = np.memmap(self.path, np.uint8, 'r', **place) if last > first else b''
+        return tensor(f'{self.path}: {name}', data, DTYPES, entry['dtype'], entry['shape'])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._header)
@@ -117,18 +111,18 @@ def write(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
     """
     path, header, at = pathlib.Path(path), {METADATA: {'format': 'pt'}}, 0
     names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-    for name, tensor in tensors.items():
+    for name, array in tensors.items():
         header[name] = {
-            'dtype': names[tensor.dtype],
-            'shape': list(tensor.shape),
-            'data_offsets': [at, at + tensor.nbytes],
+            'dtype': names[array.dtype],
+            'shape': list(array.shape),
+            'data_offsets': [at, at + array.nbytes],
         }
-        at += tensor.nbytes
+        at += array.nbytes
     text = json.dumps(header).encode()
     text += b' ' * (-len(text) % 8)  # the arrays start aligned
     draft = path.with_name(f'.{path.name}')
     with draft.open('wb') as file:
         file.write(len(text).to_bytes(8, 'little') + text)
-        for tensor in tensors.values():
-            file.write(np.ascontiguousarray(tensor).tobytes())
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array).tobytes())
     draft.rename(path)

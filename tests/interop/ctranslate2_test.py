@@ -23,7 +23,7 @@ def text(words):
 
 def write(path, variables, aliases=ALIASES, spec='WhisperSpec', version=6):
     data = struct.pack('<I', version) + text(spec) + struct.pack('<II', 3, len(variables))
-    numbers = {np.dtype(dtype): number for number, dtype in enumerate(ctranslate2.DTYPES)}
+    numbers = {np.dtype(dtype): number for number, dtype in ctranslate2.DTYPES.items()}
     for name, array in variables.items():
         sizes = struct.pack(f'<B{array.ndim}I', array.ndim, *array.shape)
         data += text(name) + sizes + struct.pack('<BI', numbers[array.dtype], array.nbytes) + array.tobytes()
@@ -62,7 +62,7 @@ def whisper():
 
 def test_variables_of_every_dtype_come_back_exactly(tmp_path):
     draw = np.random.RandomState(0).randint(-4, 5, (3, 5))
-    arrays = {str(number): draw.astype(dtype) for number, dtype in enumerate(ctranslate2.DTYPES)}
+    arrays = {str(number): draw.astype(dtype) for number, dtype in ctranslate2.DTYPES.items()}
     arrays['scalar'] = np.int8(-3)
     file = ctranslate2.CTranslate2File(write(tmp_path / 'a.bin', arrays))
     assert list(file) == list(arrays) and len(file) == 7 and (file.spec, file.revision) == ('WhisperSpec', 3)
@@ -145,7 +145,10 @@ def test_another_spec_and_an_untied_read_out_are_named(whisper, tmp_path):
 def test_a_variable_that_cannot_be_read_is_named(tmp_path):
     path = write(tmp_path / 'a.bin', {'x': np.ones(2, np.float32)}, aliases={})
     data = path.read_bytes()
-    for at, byte, message in ((8, 9, 'x has dtype 9, not one of 0 to 5'), (12, 3, r'x of shape \(3,\) has 8 bytes')):
+    for at, byte, message in (
+        (8, 9, 'x has dtype 9, not one of 0, 1, 2, 3, 4, 5'),
+        (12, 3, r'x of shape \(3,\) has 8 bytes'),
+    ):
         name = BODY + 4 + 4  # behind the count and the name
         place = {8: name + 5, 12: name + 1}[at]
         path.write_bytes(data[:place] + bytes([byte]) + data[place + 1 :])
