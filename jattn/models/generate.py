@@ -1,4 +1,4 @@
-"""Generation: one prefill of the prompts, then one compiled loop of single tokens; any decoder, any mixer.
+"""Generation: one prefill of all but the last token, then one compiled loop of single tokens; any decoder, any mixer.
 
 A decoder beside an encoder reads its source with the prompt.
 
@@ -166,24 +166,22 @@ def prefill(
     lengths: Int32[Array, 'B'],
     chunk: int,
     source: Array | None = None,
-) -> tuple[Float[Array, 'B E'], PyTree]:
-    """Reads prompts in calls of `chunk` tokens: the logits at each row's last token, and the state behind it."""
+) -> PyTree:
+    """The state behind the first `lengths` tokens of each row, read in calls of `chunk` tokens.
+
+    Nobody reads the outputs, so that the compiler drops the read-out.
+    """
     batch, tokens = prompts.shape
     pieces = jnp.pad(prompts, ((0, 0), (0, -tokens % chunk))).reshape(batch, -1, chunk).swapaxes(0, 1)
     starts = chunk * jnp.arange(len(pieces))
 
-    def call(carry: tuple[PyTree, Array], piece: tuple[Array, Array]) -> tuple[tuple[PyTree, Array], None]:
-        (state, last), (tokens, start) = carry, piece
+    def call(state: PyTree, piece: tuple[Array, Array]) -> tuple[PyTree, None]:
+        tokens, start = piece
         real: Bool[Array, 'B C'] = start + jnp.arange(chunk)[None] < lengths[:, None]
-        logits, state = model.apply(variables, tokens, Context(segments=real.astype(jnp.int32), source=source), state)
-        place = (lengths - 1 - start)[:, None, None]
-        own = jnp.take_along_axis(logits, jnp.clip(place, 0, chunk - 1), axis=1)[:, 0]
-        ends_here = (place >= 0) & (place < chunk)
-        return (state, jnp.where(ends_here[:, 0], own, last)), None
+        context = Context(segments=real.astype(jnp.int32), source=source)
+        return model.apply(variables, tokens, context, state)[1], None
 
-    blank = jnp.zeros((batch, model.cfg.output_size), model.cfg.dtype)
-    (state, last), _ = jax.lax.scan(call, (state, blank), (pieces, starts))
-    return last, state
+    return jax.lax.scan(call, state, (pieces, starts))[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -200,15 +198,14 @@ def _generate(
     source: Array | None,
 ) -> Array:
     state = model.cfg.init_state(prompts.shape[0], capacity)
-    last, state = prefill(model, variables, state, prompts, lengths, chunk, source)
+    state = prefill(model, variables, state, prompts, lengths - 1, chunk, source)
 
-    def step(carry: tuple[PyTree, Array], step_key: Key) -> tuple[tuple[PyTree, Array], Array]:
-        state, logits = carry
-        token = sampling.draw(step_key, logits)
+    def step(carry: tuple[PyTree, Array], key: Key) -> tuple[tuple[PyTree, Array], Array]:
+        state, token = carry
         logits, state = model.apply(variables, token[:, None], Context(), state)
-        return (state, logits[:, 0]), token
+        token = sampling.draw(key, logits[:, 0])
+        return (state, token), token
 
-    # The last token is drawn outside: nobody needs the logits after it.
-    keys = jax.random.split(key, new_tokens)
-    (_, last), tokens = jax.lax.scan(step, (state, last), keys[:-1])
-    return jnp.concatenate([tokens.T, sampling.draw(keys[-1], last)[:, None]], axis=1)
+    # The loop starts from the last token of each prompt: of the others no logits are needed.
+    last = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
+    return jax.lax.scan(step, (state, last), jax.random.split(key, new_tokens))[1].T
