@@ -77,6 +77,30 @@ def influence(
     >>> influence(model, params, tokens, []).score.tolist(), influence(model, params, tokens, [(0, 1)]).by_token.shape
     ([0.0], (1, 4))
     """
+    options = dict(kind=kind, relative_to=relative_to, segments=segments, collections=collections)
+    return influences(model, params, tokens, [heads], **options)[0]
+
+
+def influences(
+    model: nn.Module,
+    params: PyTree,
+    tokens: Int32[Array, 'B T'],
+    sets: Sequence[Sequence[tuple[int, int]]],
+    *,
+    kind: str = 'uniform',
+    relative_to: str = 'base',
+    segments: Int32[Array, 'B T'] | None = None,
+    collections: Mapping[str, PyTree] | None = None,
+) -> list[Influence]:
+    """Scores the same documents with several sets of heads silenced in turn; the whole model runs once.
+
+    Args:
+        model, params, tokens, kind, relative_to, segments, collections: as of `influence`.
+        sets: of heads.
+
+    Raises:
+        ValueError: as of `influence`.
+    """
     axis_sizes('influence', tokens=(tokens, 'B T'), segments=(segments, 'B T'))
     if kind not in ('uniform', 'zero'):
         raise ValueError(f"influence: kind={kind!r} must be 'uniform' or 'zero': a score belongs to one document")
@@ -86,11 +110,15 @@ def influence(
     if int(jnp.min(jnp.sum(segments > 0, axis=1))) < 2:
         raise ValueError('influence: a document needs two tokens, one to guess the other')
     silent = ablate.prepare(model, params, tokens[:1], kind=kind, collections=collections)
-    masks = jnp.stack([silent.table([]), silent.table(heads)])
-    nats, counted = _nats(model, params, collections or {}, silent, masks, tokens, segments)
-    base, silenced = (jnp.sum(one, axis=1) / jnp.sum(counted, axis=1) for one in nats)
-    scale = {'base': base, 'silenced': silenced, 'none': jnp.ones_like(base)}[relative_to]
-    return Influence((silenced - base) / jnp.maximum(scale, LEAST), base, silenced, nats[1] - nats[0])
+    masks = jnp.stack([silent.table(heads) for heads in ([], *sets)])
+    (whole, *others), counted = _nats(model, params, collections or {}, silent, masks, tokens, segments)
+    mean = lambda nats: jnp.sum(nats, axis=1) / jnp.sum(counted, axis=1)
+    base, found = mean(whole), []
+    for nats in others:
+        silenced = mean(nats)
+        scale = {'base': base, 'silenced': silenced, 'none': jnp.ones_like(base)}[relative_to]
+        found.append(Influence((silenced - base) / jnp.maximum(scale, LEAST), base, silenced, nats - whole))
+    return found
 
 
 def select(score: Float[Array, 'B'], domains: Sequence[str | int], share: float) -> list[int]:
@@ -123,8 +151,8 @@ def _nats(
     masks: Array,
     tokens: Int32[Array, 'B T'],
     segments: Int32[Array, 'B T'],
-) -> tuple[Float[Array, '2 B T-1'], Float[Array, 'B T-1']]:
-    """-log p of every next token with each of two sets of heads silenced, and which tokens count."""
+) -> tuple[Float[Array, 'S B T-1'], Float[Array, 'B T-1']]:
+    """-log p of every next token with each set of heads silenced, and which tokens count."""
     counted = ((segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)).astype(jnp.float32)
 
     def of_row(mask: Array, row: tuple[Array, Array]) -> Float[Array, 'T-1']:
@@ -140,5 +168,5 @@ def _nats(
         log_p = jax.nn.log_softmax(run.outputs[0, :-1].astype(jnp.float32), axis=-1)
         return -jnp.take_along_axis(log_p, tokens[1:, None], axis=1)[:, 0]
 
-    both = [jax.lax.map(functools.partial(of_row, mask), (tokens, segments)) for mask in masks]
-    return jnp.stack(both) * counted[None], counted
+    of_set = lambda mask: jax.lax.map(functools.partial(of_row, mask), (tokens, segments))
+    return jax.lax.map(of_set, masks) * counted[None], counted

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jattn.understanding.influence import influence, select
+from jattn.understanding.influence import influence, influences, select
 from tests.understanding.opened import TOKENS, opened, padded
 
 HEADS = [(0, 1), (1, 2)]
@@ -22,19 +22,27 @@ def test_no_head_no_influence():
     np.testing.assert_array_equal(found.base, found.silenced)
 
 
-def test_the_loss_is_that_of_the_model_and_of_the_model_whose_queries_are_0(whole):
+@pytest.mark.parametrize('heads', [HEADS, [(layer, head) for layer in range(2) for head in range(4)]])
+def test_the_loss_is_that_of_the_model_and_of_the_model_whose_queries_are_0(heads):
     model, params = opened('scanned')
+    found = influence(model, params, TOKENS, heads)
     q = params['body']['block_0']['mixer']['q_proj']['kernel']  # [repeat, D, H, K]
-    for layer, head in HEADS:
+    for layer, head in heads:
         q = q.at[layer, :, head].set(0)
     block = params['body']['block_0']
     mixer = block['mixer'] | {'q_proj': {'kernel': q}}
     without = params | {'body': params['body'] | {'block_0': block | {'mixer': mixer}}}
-    for tree, expected in ((params, whole.base), (without, whole.silenced)):
+    for tree, expected in ((params, found.base), (without, found.silenced)):
         log_p = jax.nn.log_softmax(jax.jit(model.apply)({'params': tree}, TOKENS)[0][:, :-1])
         nats = -jnp.take_along_axis(log_p, TOKENS[:, 1:, None], axis=-1)[..., 0]
         np.testing.assert_allclose(jnp.mean(nats, axis=1), expected, rtol=1e-5)
-    assert np.all(np.abs(whole.score) > 1e-4)
+    assert np.all(np.abs(found.score) > 1e-4)
+
+
+def test_several_sets_are_scored_as_each_alone(whole):
+    found = influences(*opened('scanned'), TOKENS, [[], HEADS])
+    assert found[0].score.tolist() == [0, 0]
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7), found[1], whole)
 
 
 def test_tokens_add_up_to_the_score_in_every_unit(whole):
