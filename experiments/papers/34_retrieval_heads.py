@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from experiments.papers import real_model
 from experiments.papers.contract import ClaimContext, Line, needs
 from experiments.papers.real_model import Real
-from experiments.papers.retrieval_heads import needles
+from experiments.papers.retrieval_heads import controls, needles
 from jattn.typing import Array, Bool, PyTree
 from jattn.understanding import ablate, capture
 from jattn.understanding.heads import HeadScores, score_heads
@@ -86,17 +86,14 @@ def silence(
 ) -> dict[tuple[str, int], float]:
     """(which heads, how many) -> share of the whole model's right answers that stay right to the last token."""
     generator, ranked = np.random.default_rng(context.seed), scores.ranked()
-    value = lambda head: float(scores.scores[scores.layers.index(head[0]), head[1]])
-    low = [head for head in ranked if value(head) < 0.1]
     answers = Answers(real, rows)
     found = {}
     for count in size.masked:
         top = ranked[:count]
         sets = {'retrieval': [top], 'random': [], 'same layers': []}
         for _ in range(size.draws):
-            pool = ranked[size.outside :]
-            sets['random'].append([pool[n] for n in generator.permutation(len(pool))[:count]])
-            sets['same layers'].append(_matched(generator, top, low))
+            sets['random'].append(controls.random_heads(generator, ranked[size.outside :], count))
+            sets['same layers'].append(controls.of_the_same_layers(generator, top, scores))
         for name, chosen in sets.items():
             found[name, count] = float(np.mean([answers.right(heads, 'uniform') for heads in chosen]))
             context.say(f'{name}, {count} heads looking everywhere alike: {found[name, count]:.2f} of the answers')
@@ -133,16 +130,6 @@ def _read(real: Real, tokens: Array, state: PyTree) -> PyTree:
     """The state behind prompts."""
     apply = jax.jit(lambda params, tokens, state: real.model.apply({'params': params}, tokens, state=state)[1])
     return apply(real.params, tokens, state)
-
-
-def _matched(generator: np.random.Generator, heads: Sequence[Head], low: Sequence[Head]) -> list[Head]:
-    """As many heads of the same layers with low scores, all different."""
-    chosen: list[Head] = []
-    for layer, _ in heads:
-        own = [head for head in low if head[0] == layer and head not in chosen]
-        if own:
-            chosen.append(own[generator.integers(len(own))])
-    return chosen
 
 
 def score_lines(scores: RetrievalScores, copied: HeadScores, context: ClaimContext) -> list[Line]:

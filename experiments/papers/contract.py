@@ -16,12 +16,16 @@ from jattn.typing import Key
 
 # Where the data sets that papers read lie below --data_dir: patterns, the first file or folder that fits is read.
 DATA_SETS = {
+    'babi': 'babi',
     'books': 'books',
     'ett': 'ett/ETTh1.csv*',
     'fsdd': 'fsdd/fsdd_1500.npz',
+    'gsm8k': 'gsm8k',
     'mnist': 'mnist/mnist_30k_10k.npz',
     'sst2': 'sst2',
     'ucr': 'ucr_uea',
+    'wikitext2': 'wikitext2',
+    'xquad': 'xquad',
 }
 
 
