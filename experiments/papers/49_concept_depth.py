@@ -1,0 +1,233 @@
+"""Paper 49, "Exploring Concept Depth: How Large Language Models Acquire Knowledge at Different Layers?".
+
+    make models
+    python -m experiments.claims --only=49 --data_dir=DIR --out=runs/claims       minutes; DIR/sst2
+    python -m experiments.claims --only=49 --size=tiny                            seconds: a random model, that it runs
+
+Claims: what must be inferred can be read from deep layers only, with a jump on the way, what stands in the text from
+shallow ones; noise in front of the input and weights of 8 bits move the curve to deeper layers, 16 bits do not. Shown
+on SmolLM2-135M with the sentiment of film reviews against two concepts that single tokens tell.
+
+Choices: the stream behind every layer at the last token (the published code reads the feed-forward's input), and the
+embeddings as layer 0. Standardised features and a strong penalty, as there are hardly more reviews than channels.
+Five random splits of the same reviews; their mean is the curve. The other eight of the paper's data sets and its larger
+models are not rerun. What the depth of a curve is: `jattn/understanding/depth.py`, with its checks in
+`tests/understanding/depth_test.py`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.papers import real_model
+from experiments.papers.concept_depth import reading, reviews
+from experiments.papers.concept_depth.reviews import LEXICAL, Reviews
+from experiments.papers.contract import ClaimContext, Line, needs
+from experiments.papers.real_model import Real
+from jattn.typing import Array, Float
+from jattn.understanding import probes
+from jattn.understanding.depth import Depth, find_depth
+from jattn.understanding.rounding import round_weights
+
+PAPER = '49'
+PENALTY = 200.0  # twice scikit-learn's 1/C, for two opposite columns of weights: 1/C = 100
+DEPTH = 30  # layers of SmolLM2, whose places are given below
+# First and last layer of a stretch of the curve -> accuracy, found before this was written.
+STRETCHES = {(0, 0): 0.515, (1, 3): 0.665, (4, 14): 0.715, (15, 15): 0.81, (16, 30): 0.84}
+NEAR = 0.03  # one deviation of an accuracy over 400 rows is .02
+ZERO_SHOT, BAG = 0.78, 0.68  # found before as well
+JUMPS = {'first': '1', 'second': '15'}  # the first from an embedding that is the same in all reviews
+# What changes do to where the curve is flat, and to its mean: the paper of noise and 8 bits, the sheet of the rest.
+CHANGES = {
+    'noise': (dict(above=0), dict(below=0)),
+    '16 bits': (dict(near=(0, 0)), dict(near=(0, 0.01))),
+    '8 bits': (dict(above=0), dict(near=(0, 0.01))),
+    '4 bits': (dict(above=0), dict(below=0)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is run.
+
+    Attributes:
+        train, held_out: reviews of the two files.
+        splits: of all of them into as many to fit and to score.
+        bits: of the rounded weights.
+    """
+
+    train: int
+    held_out: int
+    splits: int
+    bits: tuple[int, ...]
+
+
+SIZES = {
+    'tiny': Size(train=60, held_out=30, splits=2, bits=(8,)),
+    'small': Size(train=900, held_out=400, splits=5, bits=(8,)),
+    'paper': Size(train=6920, held_out=872, splits=5, bits=(16, 8, 4)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Accuracies of probes behind every layer, over splits.
+
+    Attributes:
+        mean, deviation: [L+1], of the splits.
+        control: [L+1], with shuffled labels.
+        bag: of the bag of tokens; nan where it was not asked for.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    control: np.ndarray
+    bag: float
+
+    @property
+    def depth(self) -> Depth:
+        """Where it jumps, goes flat and is best."""
+        return find_depth(self.mean)
+
+
+def run(context: ClaimContext) -> list[Line]:
+    """Every line, and the picture."""
+    real = None if context.lacks('sst2') else real_model.open_real(context)
+    if real is None:
+        note = needs('sst2') if context.lacks('sst2') else real_model.NEEDS
+        return [Line.missing(PAPER, 'concepts by layer of SmolLM2', 'as the sheet says', note)]
+    size = SIZES[context.size]
+    read = reviews.draw(context, size.train, size.held_out)
+    streams = read_all(real, read, size, context)
+    curves = probe_all(context, streams, read, read.rows(real.encode), size)
+    for name, curve in curves.items():
+        context.say(f'{name}: ' + ' '.join(f'{value:.3f}' for value in curve.mean) + f'; {curve.depth}')
+    said = reading.first_words(real, streams['sentiment'][-1], reviews.SAID)
+    zero_shot = float(jnp.mean(jnp.argmax(said, axis=-1) == read.labels['sentiment']))
+    _draw(curves, zero_shot, context.out / 'concept_depth.png')
+    return curve_lines(curves['sentiment'], zero_shot) + depth_lines(curves) + change_lines(curves, size)
+
+
+def read_all(real: Real, read: Reviews, size: Size, context: ClaimContext) -> dict[str, Float[Array, 'L+1 N D']]:
+    """Name of the curve -> what the model has; noise in front of every review, and rounded weights."""
+    rows = read.rows(real.encode)
+    streams = {'sentiment': reading.last_tokens(real, real.params, rows)}
+    context.say(f'{len(rows)} reviews, {sum(map(len, rows))} tokens')
+    noisy = read.with_noise(1.0, context.seed).rows(real.encode)
+    streams['noise'] = reading.last_tokens(real, real.params, noisy)
+    for bits in size.bits:
+        rounded = round_weights(real.model, real.params, jnp.zeros((1, 2), jnp.int32), bits)
+        streams[f'{bits} bits'] = reading.last_tokens(real, rounded, rows)
+    return streams
+
+
+def probe_all(
+    context: ClaimContext, streams: dict[str, Array], read: Reviews, rows: list[list[int]], size: Size
+) -> dict[str, Curve]:
+    """A curve of sentiment for every stream, and of the lexical concepts for the plain one."""
+    bag = reviews.bag_of_tokens(rows)
+    curves = {}
+    for name, stream in streams.items():
+        inputs = bag if name == 'sentiment' else None
+        curves[name] = _probe(context, stream, read.labels['sentiment'], size, inputs)
+    for name in LEXICAL:
+        curves[name] = _probe(context, streams['sentiment'], read.labels[name], size, None)
+    return curves
+
+
+def _probe(
+    context: ClaimContext, stream: Float[Array, 'L+1 N D'], labels: Array, size: Size, inputs: Array | None
+) -> Curve:
+    """Probes on every split."""
+    share, found = size.train / len(labels), []
+    for split in range(size.splits):
+        key = context.key(split)
+        parts = probes.split_rows(key, len(labels), share, 0.0)
+        found.append(
+            probes.probe_classes(
+                stream, labels, parts, jax.random.fold_in(key, 1), classes=2, penalties=[PENALTY], inputs=inputs
+            )
+        )
+    score = np.array([one.score for one in found])
+    bag = float('nan') if inputs is None else float(np.mean([one.baseline for one in found]))
+    return Curve(score.mean(0), score.std(0), np.mean([one.control for one in found], axis=0), bag)
+
+
+def curve_lines(curve: Curve, zero_shot: float) -> list[Line]:
+    """The accuracies by layer, and what they are to be held against."""
+    last = len(curve.mean) - 1
+    place = lambda layer: round(layer * last / DEPTH)
+    number = lambda line, value, **rule: Line.number(PAPER, f'sentiment: {line}', value, **rule)
+    lines = []
+    for (first, end), expected in STRETCHES.items():
+        own = curve.mean[place(first) : place(end) + 1]
+        where = 'of the embeddings' if end == 0 else f'behind layers {first} to {end}'
+        note = f'{own.min():.3f} to {own.max():.3f}; deviation over splits {curve.deviation.max():.3f} at most'
+        lines.append(number(f'accuracy {where}', float(own.mean()), near=(expected, NEAR), note=note))
+    return [
+        *lines,
+        number('accuracy with shuffled labels, all layers', float(curve.control.mean()), near=(0.5, 0.05)),
+        number('accuracy of a bag of tokens', curve.bag, near=(BAG, NEAR)),
+        number('what the model says itself', zero_shot, near=(ZERO_SHOT, NEAR)),
+        number('best layer minus what the model says itself', curve.depth.best - zero_shot, above=0),
+        number('best layer minus bag of tokens', curve.depth.best - curve.bag, above=0.1),
+    ]
+
+
+def depth_lines(curves: dict[str, Curve]) -> list[Line]:
+    """Where the curves jump and go flat."""
+    own, last = curves['sentiment'].depth, len(curves['sentiment'].mean) - 1
+    layers = [str(round(jump * last)) for jump in own.jumps]
+    note, lines = f'jumps at layers: {", ".join(layers) or "none"}', []
+    for n, (which, expected) in enumerate(JUMPS.items()):
+        measured = layers[n] if n < len(layers) else 'none'
+        line = f'sentiment: layer of the {which} jump'
+        lines.append(Line(PAPER, line, expected, measured, measured == expected, note))
+    for name in LEXICAL:
+        other = curves[name].depth
+        seen = f'{other.flat:.3f} and {own.flat:.3f}; best {other.best:.3f} and {own.best:.3f}'
+        lines += [
+            Line.number(PAPER, f'{name}: flat from, minus sentiment', other.flat - own.flat, below=0, note=seen),
+            Line.number(PAPER, f'{name}: layer of the peak, minus sentiment', other.peak - own.peak, below=0),
+            Line.number(PAPER, f'{name}: best accuracy minus sentiment', other.best - own.best, above=0),
+        ]
+    return lines
+
+
+def change_lines(curves: dict[str, Curve], size: Size) -> list[Line]:
+    """What noise and fewer bits do."""
+    plain, lines = curves['sentiment'], []
+    for name in ('noise', *(f'{bits} bits' for bits in size.bits)):
+        other, (flat, accuracy) = curves[name], CHANGES[name]
+        note = f'flat from {other.depth.flat:.3f}, plain {plain.depth.flat:.3f}; best {other.depth.best:.3f}'
+        later, gap = other.depth.flat - plain.depth.flat, float(np.mean(other.mean - plain.mean))
+        lines += [
+            Line.number(PAPER, f'{name}: flat from, minus plain', later, **flat, note=note),
+            Line.number(PAPER, f'{name}: accuracy minus plain, mean of all layers', gap, **accuracy),
+        ]
+    return lines
+
+
+def _draw(curves: dict[str, Curve], zero_shot: float, path: object) -> None:
+    """Accuracy by layer: of concepts, and of sentiment under noise and with rounded weights."""
+    figure = Figure(figsize=(12, 4.8), layout='constrained')
+    left, right = figure.subplots(1, 2, sharey=True)
+    plain = curves['sentiment']
+    at = np.arange(len(plain.mean))
+    for axis, names in ((left, ('sentiment', *LEXICAL)), (right, [n for n in curves if n not in LEXICAL])):
+        for name in names:
+            curve = curves[name]
+            axis.plot(at, curve.mean, 'o-', ms=3, label=name)
+            axis.fill_between(at, curve.mean - curve.deviation, curve.mean + curve.deviation, alpha=0.15)
+        axis.set(xlabel='layer (0: embeddings)')
+    left.plot(at, plain.control, ':', color='grey', label='shuffled labels')
+    left.axhline(plain.bag, ls='--', lw=1, color='black', label='bag of tokens')
+    right.axhline(zero_shot, ls='-.', lw=1, color='black', label='the model itself')
+    left.set(ylabel='accuracy of a linear probe', title='concepts')
+    right.set(title='sentiment, changed inputs and weights')
+    left.legend()
+    right.legend()
+    figure.savefig(path, dpi=110)
