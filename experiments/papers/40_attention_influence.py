@@ -156,8 +156,8 @@ def control_lines(found: Found, worst: dict[controls.Head, float]) -> list[Line]
     lines, what = [], 'AUC of documents that need their context against encyclopaedia and novels'
     for sort, rule in ((RETRIEVAL, dict(above=0.9)), *((sort, dict(below=0.6)) for sort in OTHERS)):
         values = [_auc(kinds) for name, kinds in found.items() if name.startswith(sort)]
-        note = 'the sheet; draws: ' + ', '.join(f'{value:.3f}' for value in values)
-        lines.append(Line.number(PAPER, f'{what}: {sort}', float(np.mean(values)), **rule, note=note))
+        note = 'the sheet; the largest of the draws ' + ', '.join(f'{value:.3f}' for value in values)
+        lines.append(Line.number(PAPER, f'{what}: {sort}', max(values), **rule, note=note))
     note = 'mean over draws; alone they cost a novel: ' + ', '.join(f'{h} {value:.3f}' for h, value in worst.items())
     for sort in OTHERS:
         means = [[_mean(one.score) for one in kinds.values()] for name, kinds in found.items() if name.startswith(sort)]

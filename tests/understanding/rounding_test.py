@@ -10,7 +10,7 @@ from tests.understanding.opened import TOKENS, opened
 
 MODEL, PARAMS = opened('scanned')
 # The input axes of the kernels of a block, behind the axis of the layers.
-INPUTS = {'q_proj': (1,), 'k_proj': (1,), 'v_proj': (1,), 'o_proj': (1, 2), 'gate': (1,), 'up': (1,), 'down': (1,)}
+INPUTS = {'q_proj': (1,), 'k_proj': (1,), 'v_proj': (1,), 'o_proj': (1, 2), 'in_proj': (1,), 'out_proj': (1,)}
 
 
 def paths(tree):
@@ -22,7 +22,7 @@ def test_every_weight_is_within_half_a_step_of_its_channel(bits):
     before, after = paths(PARAMS), paths(round_weights(MODEL, PARAMS, TOKENS, bits))
     assert set(before) == set(after)
     rounded = {path for path in before if not np.array_equal(before[path], after[path])}
-    assert {path[-2] for path in rounded} >= {'q_proj', 'k_proj', 'v_proj', 'o_proj'}
+    assert {path[-2] for path in rounded} == set(INPUTS)
     assert not any('embed' in path[0] or 'norm' in path[-2] or path[-1] == 'bias' for path in rounded)
     for path in rounded:
         weight, axes = np.asarray(before[path], np.float64), INPUTS[path[-2]]

@@ -95,6 +95,6 @@ def _forced(
 ) -> Float[Array, 'B E']:
     """The logits of the last token with its row of some patterns replaced."""
     is_last = jnp.arange(tokens.shape[1]) == tokens.shape[1] - 1
-    mask = forced[:, None, :, None, None] & is_last[:, None]
+    mask = forced[:, None, :, None, None] & is_last[None, None, None, :, None]
     edit = Edit(value=target[None, :, None, None], mask=mask)
     return capture.run(model, params, tokens, edits={'pattern': edit}).outputs[:, -1]

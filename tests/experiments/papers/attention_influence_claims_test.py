@@ -54,13 +54,18 @@ def test_the_pieces_of_a_kind_are_its_texts(kind, tmp_path):
     assert documents.READERS[kind](ClaimContext('small', tmp_path, tmp_path)) == PIECES[kind]
 
 
-def test_documents_have_one_length_and_only_recall_says_everything_again(tmp_path):
+def test_documents_have_one_length_and_no_two_recall_documents_are_one(tmp_path):
     found = documents.draw(encode, ClaimContext('tiny', tmp_path), count=3, tokens=500)
     assert tuple(found) == documents.KINDS and {rows.shape for rows in found.values()} == {(3, 500)}
-    lines = bytes(found['recall'][0].tolist()).decode().split('\n')[:-1]
-    assert len(set(lines)) < len(lines) and len(found['recall'][0]) == 500
-    keys = {tuple(row.tolist()) for row in np.asarray(found['recall'])}
-    assert len(keys) == 3
+    assert len({tuple(row.tolist()) for row in found['recall']}) == 3
+
+
+def test_recall_says_every_record_once_in_each_of_its_three_parts():
+    lines = documents.recall(np.random.default_rng(1), 9).split('\n')
+    assert len(lines) == 27
+    parts = [lines[start : start + 9] for start in (0, 9, 18)]
+    assert len({tuple(part) for part in parts}) == 3 and len({tuple(sorted(part)) for part in parts}) == 1
+    assert len({line.split(':')[0] for line in parts[0]}) == 9
 
 
 def test_a_document_longer_than_its_text_is_named(tmp_path):
