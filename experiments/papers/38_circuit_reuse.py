@@ -10,8 +10,9 @@ one; forced to look at the wrong colours, four heads repair Colored Objects.
 
 Choices: a task's circuit is its 20 heads of the largest effects, of either sign, by attribution patching from the
 corrupted prompts; the roles are told by where heads look from the last token, by mean-ablation and by path patching,
-for the heads that were known before this was written. GPT-2 medium, the paper's model, does half of Colored Objects;
-this one does none of it, so that there is nothing to repair, and what forcing does is printed all the same. The sheet's
+for the heads that were known before this was written. GPT-2 medium, the paper's model, does half
+of Colored Objects and this one none of it, but what is forced is the same: two heads that steer, one that writes
+against what it looks at and the negative one. Being told which colours are wrong is part of the repair. The sheet's
 checks of the tools are `tests/understanding/path_patching_test.py`, `attribution_patching_test.py`, `circuit_test.py`.
 """
 
