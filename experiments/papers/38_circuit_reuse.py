@@ -10,10 +10,10 @@ one; forced to look at the wrong colours, four heads repair Colored Objects.
 
 Choices: a task's circuit is its 20 heads of the largest effects, of either sign, by attribution patching from the
 corrupted prompts; the roles are told by where heads look from the last token, by mean-ablation and by path patching,
-for the heads that were known before this was written. GPT-2 medium, the paper's model, does half
-of Colored Objects and this one none of it, but what is forced is the same: two heads that steer, one that writes
-against what it looks at and the negative one. Being told which colours are wrong is part of the repair. The sheet's
-checks of the tools are `tests/understanding/path_patching_test.py`, `attribution_patching_test.py`, `circuit_test.py`.
+for the heads that were known before this was written. GPT-2 medium, the paper's model, does half of Colored Objects
+and this one none of it, but what is forced is alike: two heads that steer, one that writes against what it looks at and
+the negative one. Which colours are wrong is told to them, as in the paper. The sheet's checks of the tools are
+`tests/understanding/path_patching_test.py`, `attribution_patching_test.py` and `circuit_test.py`.
 """
 
 import dataclasses
@@ -276,6 +276,7 @@ def _draw(seen: dict[str, Seen], size: Size, path: object) -> None:
         chosen = np.array(found.circuit(size.circuit))
         axis.plot(chosen[:, 1], chosen[:, 0], 's', ms=7, mfc='none', mec='black', mew=0.8)
         axis.set(title=name, xlabel='head')
+        axis.set_xticks(range(0, shares.shape[1], 2))
     axes[0].set(ylabel='layer')
     figure.colorbar(image, ax=axes[:-1], label='share of the whole change', location='bottom', shrink=0.5)
     names = list(seen)
