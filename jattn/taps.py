@@ -9,7 +9,8 @@ path, changes it first. Nothing happens unless a caller asks:
 
 This is pure and works under jit, grad, vmap, `lax.map`, `nn.scan` and `nn.remat`; the compiler drops unread taps.
 Scores and patterns exist only on the reference path of attention, so they have a collection of their own, `patterns`:
-`wants_patterns` says whether somebody asks. The public door is `jattn.understanding.capture`, which checks the names.
+`wants_patterns` says whether somebody asks. An edit may be a function of the value (`Edit.value`). The public door is
+`jattn.understanding.capture`, which checks the names.
 
 The sites and their shapes: embed, resid_pre, attn_out, resid_mid, mlp_out, resid_post [B,T,D]; attn_in, cross_in and
 mlp_in [B,T,D], what a part reads of the stream, before its norm (an edit there reaches that part alone); mlp_act
@@ -17,15 +18,18 @@ mlp_in [B,T,D], what a part reads of the stream, before its norm (an edit there 
 projection; logits [B,T,E]; scores, pattern [B,H,T,S]; gates and state as each recurrent mixer documents.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from jattn.typing import Array
+from jattn.typing import Array, Bool
 
 TAPS, PATTERNS, EDITS = 'taps', 'patterns', 'edits'
 COLLECTIONS = (TAPS, PATTERNS, EDITS)
+Function = Callable[[Array, Array | None], Array]  # of the value and who sees whom; a struct, whose arrays are data
 
 
 @struct.dataclass
@@ -35,16 +39,22 @@ class Edit:
     `value` without `mask` replaces everything. All parts are arrays, so a sweep over heads or layers compiles once, and
     the gradient with respect to `add` is that of the site.
 
+    Where what takes the place depends on what stood there, `value` is a function: a `flax.struct` whose arrays are data
+    like the others, called as `value(x * scale + add, visible)`.
+
     >>> Edit(scale=jnp.array([0.0, 1.0]))(jnp.ones((2, 2))).tolist()
     [[0.0, 1.0], [0.0, 1.0]]
+    >>> squared = jax.tree_util.Partial(lambda power, x, visible: x**power, 2)
+    >>> Edit(value=squared, mask=jnp.array([True, False]))(jnp.full((2, 2), 3.0)).tolist()
+    [[9.0, 3.0], [9.0, 3.0]]
     """
 
     scale: Array | None = None
     add: Array | None = None
-    value: Array | None = None
+    value: Array | Function | None = None
     mask: Array | None = None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, visible: Bool[Array, 'B T S'] | None = None) -> Array:
         """The edited x, in x's own shape and dtype."""
         y = x
         with jax.numpy_rank_promotion('allow'):  # an edit broadcasts over what it does not name
@@ -53,16 +63,26 @@ class Edit:
             if self.add is not None:
                 y = y + self.add
             if self.value is not None:
-                y = jnp.where(True if self.mask is None else self.mask, self.value, y)
+                value = self.value(y, visible) if callable(self.value) else self.value
+                y = jnp.where(True if self.mask is None else self.mask, value, y)
         return jnp.broadcast_to(y, x.shape).astype(x.dtype)
 
 
-def tap(module: nn.Module, site: str, value: Array, collection: str = TAPS) -> Array:
-    """Names a value: returns it, edited if an `Edit` stands at the module's path, and sows it where asked for."""
+def tap(
+    module: nn.Module,
+    site: str,
+    value: Array,
+    collection: str = TAPS,
+    visible: Bool[Array, 'B T S'] | None = None,
+) -> Array:
+    """Names a value: returns it, edited if an `Edit` stands at the module's path, and sows it where asked for.
+
+    `visible` is who sees whom at the site `pattern`, for edits that are functions; None: everybody sees everybody.
+    """
     if module.is_initializing():
         return value
     if module.has_variable(EDITS, site):
-        value = module.get_variable(EDITS, site)(value)
+        value = module.get_variable(EDITS, site)(value, visible)
     module.sow(collection, site, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
     return value
 

@@ -133,7 +133,7 @@ class Landmark(Softmax):
             return landmark_attention(q, k, view.v, landmarks, **options)
         mask = landmark_mask(view.segments, own, k.shape[1])
         scores = tap(self, 'scores', attention_scores(q, k, mask), PATTERNS)
-        pattern = tap(self, 'pattern', landmark_pattern(scores, mask, landmarks, view.segments, own), PATTERNS)
+        pattern = tap(self, 'pattern', landmark_pattern(scores, mask, landmarks, view.segments, own), PATTERNS, mask)
         return attend(pattern, view.v)
 
     def _attend(self, view: BlockView) -> Float[Array, 'B T H V']:

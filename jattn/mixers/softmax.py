@@ -247,5 +247,5 @@ class Softmax(nn.Module):
             return attention(view.q, view.k, view.v, **visible, **shape, implementation=cfg.implementation)
         mask = attention_mask(view.q, view.k, **visible)
         scores = tap(self, 'scores', attention_scores(view.q, view.k, mask, **shape), PATTERNS)
-        pattern = tap(self, 'pattern', attention_pattern(scores, mask), PATTERNS)
+        pattern = tap(self, 'pattern', attention_pattern(scores, mask), PATTERNS, mask)
         return attend(pattern, view.v)

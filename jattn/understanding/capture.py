@@ -24,7 +24,7 @@ from flax import struct
 
 from jattn.config import nearest
 from jattn.contract import Context
-from jattn.taps import EDITS, PATTERNS, TAPS, Edit
+from jattn.taps import EDITS, PATTERNS, TAPS, Edit, Function
 from jattn.typing import Array, PyTree
 
 Path = tuple[str, ...]
@@ -172,12 +172,13 @@ def _by_layer(edits: Mapping[EditKey, Edit], site: str, places: Mapping) -> dict
                 own[None] = edits[site]
                 continue
             for name in ('scale', 'add', 'value', 'mask'):
-                part = getattr(edits[site], name)
-                if part is not None and (part.ndim == 0 or part.shape[0] not in (1, len(places))):
-                    raise ValueError(
-                        f'edit of {site!r}: {name} has shape {part.shape}, but its first axis must be the layers '
-                        f'that have the site ({len(places)}) or 1; for one layer use the key ({site!r}, layer)'
-                    )
+                for part in jax.tree.leaves(getattr(edits[site], name)):  # several where `value` is a function
+                    if jnp.ndim(part) == 0 or part.shape[0] not in (1, len(places)):
+                        raise ValueError(
+                            f'edit of {site!r}: {name} has shape {jnp.shape(part)}, but its first axis must be the '
+                            f'layers that have the site ({len(places)}) or 1; for one layer use the key '
+                            f'({site!r}, layer)'
+                        )
             own[layer] = jax.tree.map(lambda part, n=number: part[n if part.shape[0] > 1 else 0], edits[site])
     for key, edit in edits.items():
         if isinstance(key, tuple) and key[0] == site:
@@ -204,9 +205,12 @@ def _file(tree: dict[str, Any], places: Mapping, site: str, edits: Mapping[int |
 
 def _stack(own: Mapping[int, Edit], count: int) -> Edit:
     """The edits of a slot's repeats on a leading axis."""
-    parts: dict[str, Array] = {}
+    parts: dict[str, Array | Function] = {}
     for name, neutral in (('scale', 1), ('add', 0), ('value', 0), ('mask', False)):
         given = {}
+        if name == 'value' and any(callable(edit.value) for edit in own.values()):
+            parts[name] = _stack_functions({n: edit.value for n, edit in own.items() if edit.value is not None}, count)
+            continue
         for repeat, edit in own.items():
             part = getattr(edit, name)
             if name == 'mask' and part is None and edit.value is not None:
@@ -220,6 +224,17 @@ def _stack(own: Mapping[int, Edit], count: int) -> Edit:
             rows = [jnp.broadcast_to(given[n], shape).astype(dtype) if n in given else blank for n in range(count)]
             parts[name] = jnp.stack(rows)
     return Edit(**parts)
+
+
+def _stack_functions(own: Mapping[int, Array | Function], count: int) -> Function:
+    """The functions of a slot's repeats, their arrays on a leading axis; a mask says where there is none."""
+    first = next(iter(own.values()))
+    if len({jax.tree.structure(function) for function in own.values()}) > 1:
+        raise ValueError(
+            'edits of one site must be one function, with arrays of its own in each layer, or none of them'
+        )
+    rows = [own.get(n, first) for n in range(count)]
+    return jax.tree.map(lambda *leaves: jnp.stack(jnp.broadcast_arrays(*leaves)), *rows)
 
 
 def _read(captured: Mapping[str, Any], place: tuple[str, Path, int | None], site: str) -> Array:

@@ -18,7 +18,7 @@ from flax import linen as nn
 from flax import struct
 
 from jattn.contract import Context
-from jattn.taps import Edit
+from jattn.taps import Edit, Function
 from jattn.typing import Array, Bool, Float, Int32, PyTree, Shape
 from jattn.understanding import capture
 
@@ -74,13 +74,14 @@ class Replacement:
         site: whose values are replaced.
         axis: what a part is: 'head', 'position', 'unit' or 'layer'.
         shapes: (layer, shape of the site's value), of every layer that has it.
-        fill: layer -> what takes its place, broadcast to it; None: values become 0 by scaling.
+        fill: layer -> what takes its place, broadcast to it, or a function of the site's value (`taps.Edit`);
+            None: values become 0 by scaling.
     """
 
     site: str = struct.field(pytree_node=False)
     axis: str = struct.field(pytree_node=False)
     shapes: tuple[tuple[int, Shape], ...] = struct.field(pytree_node=False)
-    fill: dict[int, Array] | None
+    fill: dict[int, Array | Function] | None
 
     @property
     def counts(self) -> dict[int, int]:
