@@ -57,7 +57,15 @@ class Found:
         return float(self.accuracies.mean())
 
 
-def probe(size: Size, pooler: PoolerConfig, features: Features, key: Key, count: int, class_token: bool) -> Found:
+def probe(
+    size: Size,
+    pooler: PoolerConfig,
+    features: Features,
+    key: Key,
+    count: int,
+    class_token: bool,
+    classes: int = CLASSES,
+) -> Found:
     """Trains a head at every rate with every seed, and tests it at the rate that is best on the validation images.
 
     Args:
@@ -67,8 +75,9 @@ def probe(size: Size, pooler: PoolerConfig, features: Features, key: Key, count:
         key: of the seeds.
         count: images to train on, the first ones.
         class_token: whether the pooler sees it.
+        classes: there are.
     """
-    cfg = ProbeConfig(width=size.width, pooler=pooler, classes=CLASSES)
+    cfg = ProbeConfig(width=size.width, pooler=pooler, classes=classes)
     real = jnp.ones(features.train[0].shape[1], jnp.int32).at[0].set(int(class_token))
     keys = jnp.stack([jax.random.fold_in(key, seed) for seed in range(size.seeds)])
     rates = jnp.repeat(jnp.asarray(size.rates), size.seeds)
