@@ -1,9 +1,8 @@
 """The atlas: what rows of attention look like, laid out on a plane by an autoencoder, and in clusters.
 
-    map     a patch's row of attention around the patch itself, (2 R + 1)^2 places, divided by its norm; outside: 0
-    code    two numbers, of an autoencoder P -> 32 -> 2 -> 32 -> P with the squared error
+map     a patch's row of attention around the patch itself, (2 R + 1)^2 places, divided by its norm; outside: 0
+code    two numbers, of an autoencoder P -> 32 -> 2 -> 32 -> P with the squared error
 """
-
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +56,8 @@ def train(
         del key  # all maps at once
         return jnp.mean(jnp.square(decode(params, encode(params, data)) - data))
 
-    params, trace = fit(params, loss, optax.adam(optax.cosine_decay_schedule(5e-3, steps)), steps, keys[-1], steps)
-    return params, float(trace['loss'][-1] / np.mean(np.square(maps - mean)))
+    params, _ = fit(params, loss, optax.adam(optax.cosine_decay_schedule(5e-3, steps)), steps, keys[-1], steps)
+    return params, float(loss(params, key) / np.mean(np.square(maps - mean)))
 
 
 @jax.jit
@@ -86,9 +85,7 @@ def clusters(codes: Float[np.ndarray, 'M C'], count: int, seed: int, starts: int
         centres = codes[generator.permutation(len(codes))[:count]]
         for _ in range(50):
             own = _squares(codes, centres).argmin(axis=1)
-            centres = np.stack(
-                [codes[own == n].mean(axis=0) if np.any(own == n) else centres[n] for n in range(count)]
-            )
+            centres = np.stack([codes[own == n].mean(axis=0) if np.any(own == n) else centres[n] for n in range(count)])
         own = _squares(codes, centres)
         best = min(best, (own.min(axis=1).sum(), own.argmin(axis=1)), key=lambda one: one[0])
     return best[1]
@@ -117,5 +114,3 @@ def silhouette(codes: Float[np.ndarray, 'M C'], own: Int32[np.ndarray, 'M']) -> 
 
 def _squares(codes: np.ndarray, centres: np.ndarray) -> Float[np.ndarray, 'M N']:
     return np.square(codes[:, None] - centres[None]).sum(axis=-1)
-
-
