@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.papers.contract import ClaimContext
 from experiments.papers.density_adaptive import explain, model
 from experiments.papers.density_adaptive import settings as density
-from experiments.papers.efficient_probing import encoders, probes, timing
+from experiments.papers.efficient_probing import encoders, probes, published, timing
 from experiments.papers.efficient_probing import settings as probing
 from experiments.papers.lama import settings as lama
 from experiments.papers.lama.cues import Cues
@@ -143,3 +144,19 @@ def test_the_best_of_synthetic_bins_is_what_its_baseline_reaches():
 
 def test_ranks_that_run_against_each_other_correlate_by_minus_one():
     assert explain.spearman(np.array([1.0, 4.0, 2.0]), np.array([9.0, 1.0, 3.0])) == pytest.approx(-1)
+
+
+def test_published_heads_see_characters_of_other_drawers_and_few_digits_are_as_many_of_each(tmp_path):
+    context = ClaimContext('tiny', tmp_path)
+    parts = published.characters(context, published.PUBLISHED['tiny'])
+    assert [np.bincount(labels).tolist() for _, labels in parts] == [[12, 12], [8, 8], [10, 10]]  # of 30 made ones
+    seen = [{image.tobytes() for image in images} for images, _ in parts]
+    assert len(set.union(*seen)) == sum(len(own) for own in seen)
+    labels = np.array([2, 0, 2, 2, 0, 1, 1, 1, 0])
+    few = published.first_of_each(labels, 2)
+    assert np.bincount(labels[few]).tolist() == [2, 2, 2] and few.tolist() == [0, 1, 2, 4, 5, 6]
+
+
+def test_absorbed_multi_head_pooling_is_the_same_on_tokens():
+    tokens = np.random.default_rng(0).normal(size=(3, 5, 8)).astype(np.float32)
+    assert published.absorbed_error(tokens) < 1e-5
