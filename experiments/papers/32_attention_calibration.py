@@ -130,6 +130,7 @@ def middle_lines(
     the = real.encode(' the')[0]
     early = [set(np.flatnonzero(row == the)[:THE].tolist()) for row in windows.tokens]
     on_the = sum(int(place) in own for place, own in zip(places, early))
+    any_the = sum(int(row[place] == the) for row, place in zip(windows.tokens, places))
     edits = sinks.without_massive(real, windows.tokens, places, layers)
     without = sinks.read(real, windows.tokens, edits)
     left = without.columns[np.arange(len(places)), :, :, places].mean(axis=2)
@@ -148,6 +149,7 @@ def middle_lines(
                below=0.5, note='sinks in the middle end where the first token takes all'),
         Line.count(PAPER, f'{told}: windows whose strongest later key is one of the first {THE} " the"',
                    on_the, of=len(places)),
+        Line.count(PAPER, f'{told}: windows whose strongest later key is a " the"', any_the, of=len(places)),
         number('that column in layers 3-9 without the two largest channels of its token, over whole',
                left[:, layers].mean() / by_layer[:, layers].mean(), below=0.5,
                note='what the attention of these layers reads of that token has them at 0'),

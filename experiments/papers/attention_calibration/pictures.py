@@ -30,7 +30,7 @@ def draw(
     column.plot(short.columns[..., 0].mean(axis=(0, 2)), 'k-', label='first token')
     column.plot(middle[0], 'C3o-', label='later sink')
     column.plot(middle[1], 'C0s--', label='without its two largest channels')
-    column.set(xlabel='layer', ylabel='column mean', title='what they receive')
+    column.set(xlabel='layer', ylabel='column mean', ylim=(0, 1), title='what they receive')
     column.legend()
     norms.semilogy(np.median(short.norms[..., 0], axis=0), 'k-', label='first token')
     later = short.norms[np.arange(len(places)), :, places]
