@@ -115,7 +115,7 @@ def head_importance(
         'prob_drop': jnp.exp(logp[:1]) - jnp.exp(logp[1:]),
         'loss_rise': logp[:1] - logp[1:],
         'divergence': jensen_shannon(logits[:1], logits[1:]),
-        'shift': 1 - jnp.sum(unit[:1] * unit[1:], axis=-1),
+        'shift': jnp.sum(jnp.square(unit[:1] - unit[1:]), axis=-1) / 2,  # 1 - cos, and exactly 0 where nothing moved
         'is_right': jnp.argmax(logits[1:], axis=-1) == labels[None],
     }
     layers = tuple(heads.counts)
