@@ -177,7 +177,8 @@ def curve_lines(curve: Curve, against: Probed, zero_shot: float) -> list[Line]:
     lines = []
     for (first, end), expected in STRETCHES.items():
         own = curve.mean[place(first) : place(end) + 1]
-        where = 'of the embeddings' if end == 0 else f'behind layers {first} to {end}'
+        stretch = f'layer {end}' if first == end else f'layers {first} to {end}'
+        where = 'of the embeddings' if end == 0 else f'behind {stretch}'
         note = f'{own.min():.3f} to {own.max():.3f}; deviation over splits {curve.deviation.max():.3f} at most'
         lines.append(number(f'accuracy {where}', float(own.mean()), near=(expected, NEAR), note=note))
     return [
