@@ -22,6 +22,7 @@ from experiments.papers.contract import ClaimContext, Line, needs
 from experiments.papers.density_adaptive import explain
 from experiments.papers.density_adaptive.settings import SIZES, Size
 from experiments.papers.forward import forward, parameters
+from experiments.papers.ranks import spearman
 from experiments.papers.small_models import (
     Found,
     Setting,
@@ -141,7 +142,7 @@ def gate_line(found: Found, task: str, size: Size, score: str) -> Line:
 
 def explanation_line(explained: list[dict[str, np.ndarray]]) -> Line:
     """The weights go with what the classifier needs."""
-    found = [explain.spearman(run['weight'], run['growth']) for run in explained]
+    found = [spearman(run['weight'], run['growth']) for run in explained]
     return Line.number(
         PAPER,
         'weights and needs of the bins: Spearman',

@@ -21,7 +21,7 @@ from experiments.papers import real_model
 from experiments.papers.attention_calibration import pictures, reviews, sinks
 from experiments.papers.attention_calibration.reviews import Classifier
 from experiments.papers.attention_calibration.sinks import Windows
-from experiments.papers.contract import ClaimContext, Line, needs
+from experiments.papers.contract import ClaimContext, Line
 from experiments.papers.real_model import Real
 
 PAPER = '32'
@@ -62,12 +62,10 @@ SIZES = {
 
 def run(context: ClaimContext) -> list[Line]:
     """Every line, and the picture."""
-    for name in ('books', 'sst2'):
-        if context.lacks(name):
-            return [Line.missing(PAPER, 'attention sinks of SmolLM2', 'as the sheet says', needs(name))]
-    real = real_model.open_real(context)
+    lacking = context.lacking('books', 'sst2')
+    real = None if lacking else real_model.open_real(context)
     if real is None:
-        return [Line.missing(PAPER, 'attention sinks of SmolLM2', 'as the sheet says', real_model.NEEDS)]
+        return [Line.missing(PAPER, 'attention sinks of SmolLM2', 'as the sheet says', lacking or real_model.NEEDS)]
     size, novel = SIZES[context.size], context.data('books')
     told = 'SmolLM2' if context.size != 'tiny' else 'a random model'
     long = sinks.read(real, sinks.read_novel(real, novel, *size.long))
@@ -168,10 +166,12 @@ def massive_lines(told: str, windows: Windows, places: np.ndarray) -> list[Line]
     return [
         number('norm of the residual stream at the first token, layers 2-8', np.median(first[:, early]),
                near=(900, 100)),
-        number('the same, layers 11-26', np.median(first[:, late]), near=(25_000, 2_500)),
+        number('norm of the residual stream at the first token, layers 11-26', np.median(first[:, late]),
+               near=(25_000, 2_500)),
         number('median norm of all tokens, layers 11-26', np.median(others[:, late]), near=(357, 223)),
         number('norm at the later sink over the median, layers 2-8', ratio(later, early), above=3.0),
-        number('the same, layers 11-26', ratio(later, late), below=2.0, note='it is large in layers 2-9 only'),
+        number('norm at the later sink over the median, layers 11-26', ratio(later, late), below=2.0,
+               note='it is large in layers 2-9 only'),
     ]  # fmt: skip
 
 

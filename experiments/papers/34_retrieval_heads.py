@@ -23,13 +23,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.papers import real_model
-from experiments.papers.contract import ClaimContext, Line, needs
+from experiments.papers.contract import ClaimContext, Line
 from experiments.papers.real_model import Real
 from experiments.papers.retrieval_heads import controls, needles
 from jattn.typing import Array, Bool, PyTree
 from jattn.understanding import ablate, capture
 from jattn.understanding.heads import HeadScores, score_heads
-from jattn.understanding.retrieval import RetrievalScores, score_retrieval
+from jattn.understanding.retrieval import RetrievalScores
 
 PAPER = '34'
 Head = tuple[int, int]
@@ -63,17 +63,13 @@ SIZES = {
 
 def run(context: ClaimContext) -> list[Line]:
     """Every line, and the picture."""
-    real = None if context.lacks('books') else real_model.open_real(context)
+    lacking = context.lacking('books')
+    real = None if lacking else real_model.open_real(context)
     if real is None:
-        note = needs('books') if context.lacks('books') else real_model.NEEDS
-        return [Line.missing(PAPER, 'retrieval heads of SmolLM2', 'as the sheet says', note)]
+        return [Line.missing(PAPER, 'retrieval heads of SmolLM2', 'as the sheet says', lacking or real_model.NEEDS)]
     size = SIZES[context.size]
-    book = needles.read_book(real.encode, context.data('books'))
-    rows = needles.draw(real.encode, book, size.rows, size.tokens, seed=0)
+    rows, scores = needles.find_heads(context, real, size.rows, size.tokens)
     context.say(f'{size.rows} needles in {size.tokens} tokens, answers of {rows.answer}')
-    scores = score_retrieval(real.model, real.params, rows.tokens, rows.needle, rows.answers)
-    if not bool(jnp.any(jnp.isfinite(scores.scores))):  # no answer was right: size tiny
-        scores = scores.replace(scores=jnp.zeros_like(scores.scores))
     words = jnp.arange(min(100, real.vocabulary // 4), real.vocabulary)
     copied = score_heads(real.model, real.params, context.key(1), words, batch=2, half=min(32, len(words)))
     masks = silence(context, real, rows, scores, size)

@@ -171,19 +171,15 @@ def overlap_lines(seen: dict[str, Seen], size: Size) -> list[Line]:
     return [
         Line.number(PAPER, 'heads that ioi and colored share', both.of_smaller, near=(0.78, 0.05), note='the paper'),
         Line.number(PAPER, 'chance that random circuits share as many', both.chance, below=0.05, note=counts),
-        Line.number(
-            PAPER,
-            'heads that ioi shares with colored minus with greater_than',
-            float(both.shared - far.shared),
-            above=0,
-            note=f'{both.shared} and {far.shared}',
-        ),
-        Line.number(
-            PAPER,
-            'heads that colored shares with ioi minus with greater_than',
-            float(both.shared - other.shared),
-            above=0,
-            note=f'{both.shared} and {other.shared}',
+        *(
+            Line.number(
+                PAPER,
+                f'heads that {one} shares with {like} minus with greater_than',
+                float(both.shared - unlike.shared),
+                above=0,
+                note=f'{both.shared} and {unlike.shared}',
+            )
+            for one, like, unlike in (('ioi', 'colored', far), ('colored', 'ioi', other))
         ),
     ]
 

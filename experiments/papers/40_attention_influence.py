@@ -24,13 +24,12 @@ from matplotlib.figure import Figure
 from experiments.papers import real_model
 from experiments.papers.attention_influence import documents
 from experiments.papers.attention_influence.documents import KINDS
-from experiments.papers.contract import ClaimContext, Line, needs
+from experiments.papers.contract import ClaimContext, Line
 from experiments.papers.real_model import Real
 from experiments.papers.retrieval_heads import controls, needles
 from jattn.typing import Array, Int32
 from jattn.understanding.depth import auc
 from jattn.understanding.influence import Influence, influences
-from jattn.understanding.retrieval import score_retrieval
 
 PAPER = '40'
 SETS = ('books', 'xquad', 'babi', 'gsm8k', 'wikitext2')
@@ -75,11 +74,10 @@ SIZES = {
 
 def run(context: ClaimContext) -> list[Line]:
     """Every line, and the picture."""
-    lacking = [name for name in SETS if context.lacks(name)]
+    lacking = context.lacking(*SETS)
     real = None if lacking else real_model.open_real(context)
     if real is None:
-        note = '; '.join(map(needs, lacking)) if lacking else real_model.NEEDS
-        return [Line.missing(PAPER, 'influence of heads of SmolLM2', 'as the sheet says', note)]
+        return [Line.missing(PAPER, 'influence of heads of SmolLM2', 'as the sheet says', lacking or real_model.NEEDS)]
     size = SIZES[context.size]
     sets = find_heads(context, real, size)
     texts = documents.draw(real.encode, context, size.documents, size.tokens)
@@ -98,11 +96,7 @@ def run(context: ClaimContext) -> list[Line]:
 
 def find_heads(context: ClaimContext, real: Real, size: Size) -> dict[str, list[controls.Head]]:
     """The 5% that retrieve, as many random ones, as many of the same layers."""
-    book = needles.read_book(real.encode, context.data('books'))
-    rows = needles.draw(real.encode, book, size.needles, size.tokens, seed=0)
-    scores = score_retrieval(real.model, real.params, rows.tokens, rows.needle, rows.answers)
-    if not bool(jnp.any(jnp.isfinite(scores.scores))):  # no answer was right: size tiny
-        scores = scores.replace(scores=jnp.zeros_like(scores.scores))
+    _, scores = needles.find_heads(context, real, size.needles, size.tokens)
     generator, ranked = np.random.default_rng(context.seed), scores.ranked()
     top = ranked[: max(1, int(SHARE * len(ranked)))]
     context.say(f'{len(top)} of {len(ranked)} heads: ' + ', '.join(f'({layer},{head})' for layer, head in top))

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.papers import real_encoder
-from experiments.papers.contract import ClaimContext, Line, needs
+from experiments.papers.contract import ClaimContext, Line
+from experiments.papers.ranks import spearman
 from experiments.papers.real_encoder import RealEncoder
 from experiments.papers.vit_analytics import atlas, photos, pictures
 from jattn.data import FashionMiniConfig
@@ -80,10 +81,10 @@ SIZES = {
 
 def run(context: ClaimContext) -> list[Line]:
     """Every line, and the picture."""
-    encoder = None if context.lacks('fashion') else real_encoder.open_encoder(context)
+    lacking = context.lacking('fashion')
+    encoder = None if lacking else real_encoder.open_encoder(context)
     if encoder is None:
-        note = needs('fashion') if context.lacks('fashion') else real_encoder.NEEDS
-        return [Line.missing(PAPER, f'{TOLD}: heads', 'as the sheet says', note)]
+        return [Line.missing(PAPER, f'{TOLD}: heads', 'as the sheet says', lacking or real_encoder.NEEDS)]
     size = SIZES[context.size]
     images = photos.windows(size.windows, size.photo)
     shown = photos.patterns(encoder, images)
@@ -110,7 +111,7 @@ def importances(
     """The importance of each head, the accuracy of the whole, and those without the first heads of some orders."""
     data = FashionMiniConfig(path=context.data('fashion'))
     train, test = (
-        (enlarged(rows.inputs[:count], size.pixels), rows.labels[:count])
+        (real_encoder.enlarged(rows.inputs[:count], size.pixels), rows.labels[:count])
         for rows, count in ((data.rows('train'), size.images), (data.rows('test'), size.tested))
     )
     tokens = encoder.tokens(train[0])[:, 0]
@@ -138,11 +139,6 @@ def importances(
     return found, means[('whole', 0)], means | {('gates', 0): same}
 
 
-def enlarged(images: Float[np.ndarray, 'N Y X 1'], pixels: int) -> Float[np.ndarray, 'N Y X']:
-    """Grey images at another size."""
-    return np.asarray(jax.image.resize(jnp.asarray(images[..., 0]), (len(images), pixels, pixels), 'linear'))
-
-
 def gates_of_one(encoder: RealEncoder, inputs: Float[Array, 'N Y X 3']) -> float:
     """The largest change of an output by gates of one on all heads."""
     layers, heads = encoder.model.cfg.layers, encoder.model.cfg.mixer[0].heads
@@ -159,12 +155,6 @@ def orders(found: Importance, seed: int, draws: int) -> list[tuple[str, list[tup
     generator = np.random.default_rng(seed)
     random = [('random', [heads[n] for n in generator.permutation(len(heads))]) for _ in range(draws)]
     return [('lowest', lowest), ('highest', lowest[::-1]), *random]
-
-
-def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's, over heads; 0 where one is constant."""
-    ranks = [np.argsort(np.argsort(np.ravel(part))) for part in (one, other)]
-    return float(np.nan_to_num(np.corrcoef(*ranks)[0, 1]))
 
 
 def importance_lines(found: Importance, far: Spread) -> list[Line]:
@@ -186,13 +176,15 @@ def importance_lines(found: Importance, far: Spread) -> list[Line]:
     ]  # fmt: skip
     for one, other in PAIRS:
         name = f'{TOLD}: rank correlation of heads, {one} and {other}'
-        lines.append(Line.number(PAPER, name, correlation(means[one], means[other]), above=0.6, note='the sheet'))
+        lines.append(
+            Line.number(PAPER, name, spearman(means[one].ravel(), means[other].ravel()), above=0.6, note='the sheet')
+        )
     return [
         *lines,
         Line.number(
             PAPER,
             f'{TOLD}: rank correlation of heads, divergence and distance',
-            correlation(means['divergence'], far.distance),
+            spearman(means['divergence'].ravel(), far.distance.ravel()),
             near=(0.0, 0.25),
             note='importance is not simply how far a head looks',
         ),

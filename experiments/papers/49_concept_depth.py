@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from experiments.papers import real_model
 from experiments.papers.concept_depth import reading, reviews
 from experiments.papers.concept_depth.reviews import LEXICAL, Reviews
-from experiments.papers.contract import ClaimContext, Line, needs
+from experiments.papers.contract import ClaimContext, Line
 from experiments.papers.real_model import Real
 from jattn.typing import Array, Float, Int32
 from jattn.understanding import probes
@@ -96,10 +96,10 @@ class Curve:
 
 def run(context: ClaimContext) -> list[Line]:
     """Every line, and the picture."""
-    real = None if context.lacks('sst2') else real_model.open_real(context)
+    lacking = context.lacking('sst2')
+    real = None if lacking else real_model.open_real(context)
     if real is None:
-        note = needs('sst2') if context.lacks('sst2') else real_model.NEEDS
-        return [Line.missing(PAPER, 'concepts by layer of SmolLM2', 'as the sheet says', note)]
+        return [Line.missing(PAPER, 'concepts by layer of SmolLM2', 'as the sheet says', lacking or real_model.NEEDS)]
     size = SIZES[context.size]
     read = reviews.draw(context, size.train, size.held_out)
     streams = read_all(real, read, size, context)

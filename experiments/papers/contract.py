@@ -76,6 +76,10 @@ class ClaimContext:
         """Whether a data set is needed and not there."""
         return self.size != 'tiny' and (self.data_dir is None or not any(self.data_dir.glob(DATA_SETS[name])))
 
+    def lacking(self, *names: str) -> str:
+        """The note on all data sets of some that are needed and not there; empty where none is missing."""
+        return '; '.join(needs(name) for name in names if self.lacks(name))
+
     def say(self, text: str) -> None:
         """A line of progress."""
         print(f'  {text}', flush=True)

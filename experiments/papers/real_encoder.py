@@ -68,6 +68,11 @@ def open_encoder(context: ClaimContext) -> RealEncoder | None:
     return RealEncoder(found.model, found.params)
 
 
+def enlarged(images: Float[np.ndarray, 'N Y X 1'], pixels: int) -> Float[np.ndarray, 'N Y X']:
+    """Grey images at another size."""
+    return np.asarray(jax.image.resize(jnp.asarray(images[..., 0]), (len(images), pixels, pixels), 'linear'))
+
+
 def in_colour(images: Float[Array, 'N Y X']) -> Float[Array, 'N Y X 3']:
     """Grey images in 0 .. 1 as the encoder reads them."""
     return standardise(jnp.broadcast_to(images[..., None], (*images.shape, 3)))

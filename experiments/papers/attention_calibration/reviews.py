@@ -1,8 +1,6 @@
 """Zero-shot sentiment of film reviews: which of two words is likelier behind a prompt, some heads calibrated."""
 
 import functools
-import gzip
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -11,15 +9,15 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from experiments.papers.concept_depth.reviews import PROMPT, SAID
 from experiments.papers.real_model import Real
 from jattn.contract import Context
+from jattn.data.corpus import VALIDATION
+from jattn.data.sentences import SST2Config
 from jattn.typing import Array, Bool, Float, Int32, PyTree
 from jattn.understanding import capture
 from jattn.understanding.calibrate import prepare
 from jattn.understanding.interventions import Replacement
-
-PROMPT = 'Review: {}\nSentiment:'
-WORDS = (' negative', ' positive')
 
 
 @struct.dataclass
@@ -47,18 +45,17 @@ def draw(real: Real, path: str | None, count: int, tokens: int, seed: int) -> Re
         ValueError: there are fewer than `count`.
     """
     if path is None:
-        lines = [f'{n % 2} {"good" if n % 2 else "bad"} film {n}' for n in range(4 * count)]
+        texts = [(f'{"good" if n % 2 else "bad"} film {n}', n % 2) for n in range(4 * count)]
     else:
-        file = pathlib.Path(path) / 'stsa.binary.dev.gz'
-        lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+        texts = SST2Config(path=path).read_texts()[VALIDATION]
     rows, lengths, labels = [], [], []
-    for number in np.random.default_rng(seed).permutation(len(lines)):
-        label, _, text = lines[number].partition(' ')
+    for number in np.random.default_rng(seed).permutation(len(texts)):
+        text, label = texts[number]
         prompt = real.encode(PROMPT.format(text.strip()))
         if len(prompt) <= tokens and len(rows) < count:
             rows.append(prompt + [0] * (tokens - len(prompt)))
             lengths.append(len(prompt))
-            labels.append(int(label))
+            labels.append(label)
     if len(rows) < count:
         raise ValueError(f'reviews: {len(rows)} have at most {tokens} tokens, but {count} were asked for')
     return Reviews(np.array(rows), np.array(lengths), np.array(labels))
@@ -73,7 +70,7 @@ class Classifier:
 
     def __init__(self, real: Real, reviews: Reviews, batch: int, **options: object) -> None:
         self._real, self._batch = real, batch
-        self._words = tuple(real.encode(word)[0] for word in WORDS)
+        self._words = tuple(real.encode(word)[0] for word in SAID)
         self.heads = prepare(real.model, real.params, reviews.tokens[:batch], **options)
 
     def table(self, layers: Sequence[int]) -> Bool[Array, 'L H']:

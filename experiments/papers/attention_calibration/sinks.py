@@ -4,7 +4,6 @@ a_k = mean over the queries q >= k of A_qk                    the sheet's column
 """
 
 import functools
-import gzip
 import pathlib
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ from flax import linen as nn
 from flax import struct
 
 from experiments.papers.real_model import Real
+from jattn.data.corpus import read_bytes
 from jattn.taps import Edit
 from jattn.typing import Array, Float, Int32, PyTree
 from jattn.understanding import capture
@@ -50,7 +50,7 @@ def read_novel(real: Real, path: str | None, windows: int, tokens: int) -> Int32
         text = 'It rained all day, and the road to the village was empty. ' * 200
     else:
         file = pathlib.Path(path) / 'dracula.txt.gz'
-        text = ' '.join(gzip.decompress(file.read_bytes()).decode(errors='replace').split())
+        text = ' '.join(read_bytes(file).decode(errors='replace').split())
     starts = np.linspace(len(text) // 50, len(text) * 9 // 10, windows).astype(int)
     return np.stack([real.encode(text[start : start + 12 * tokens])[1 : tokens + 1] for start in starts])
 

@@ -5,7 +5,6 @@ document is what follows a piece drawn at random, cut to its length. Recall docu
 key and a value, then the same records in another order, so that what is asked for stands in front.
 """
 
-import gzip
 import json
 import pathlib
 import re
@@ -16,6 +15,7 @@ import numpy as np
 
 from experiments.papers.contract import ClaimContext
 from experiments.papers.retrieval_heads.needles import ADJECTIVES, NOUNS
+from jattn.data.corpus import read_bytes
 from jattn.typing import Array, Int32
 
 Encode = Callable[[str], list[int]]
@@ -119,4 +119,4 @@ READERS: Mapping[str, Callable[[ClaimContext], list[str]]] = {
 
 
 def _read(context: ClaimContext, name: str, file: str) -> str:
-    return gzip.decompress((pathlib.Path(context.data(name)) / file).read_bytes()).decode(errors='replace')
+    return read_bytes(pathlib.Path(context.data(name)) / file).decode(errors='replace')

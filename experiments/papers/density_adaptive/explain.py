@@ -46,16 +46,6 @@ def _explain(setting: Setting, variables: Variables) -> dict[str, np.ndarray]:
     return {'weight': np.asarray(weights), 'growth': np.asarray(growth(variables, batch, means))}
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """The correlation of ranks; without ties.
-
-    >>> spearman(np.array([1.0, 5.0, 9.0]), np.array([2.0, 3.0, 30.0]))
-    1.0
-    """
-    ranks = [np.argsort(np.argsort(x)) for x in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
 def draw(found: dict[str, Found], explained: list[dict[str, np.ndarray]], path: pathlib.Path) -> None:
     """F1 by gate and task, and weight and importance of every bin."""
     figure = Figure(figsize=(14, 4.4), layout='constrained')

@@ -16,7 +16,7 @@ from experiments.papers.contract import ClaimContext, Line
 from experiments.papers.efficient_probing import probes, timing
 from experiments.papers.efficient_probing.probes import Features, Found
 from experiments.papers.efficient_probing.settings import AIM, CLS, MEAN, Size
-from experiments.papers.real_encoder import RealEncoder
+from experiments.papers.real_encoder import RealEncoder, enlarged
 from jattn.data import MNISTConfig, OmniglotConfig
 from jattn.data.classes import ClassRows, rank_in_class
 from jattn.poolers import AIMConfig, CAEConfig, EfficientProbingConfig, FirstConfig, MeanConfig
@@ -103,9 +103,7 @@ def digits(context: ClaimContext, much: Published) -> list[tuple[np.ndarray, np.
     data, found = MNISTConfig(path=context.data('mnist')), []
     for split, count in zip(('train', 'validation', 'test'), much.digits):
         rows = data.rows(split)
-        shape = (min(count, len(rows.inputs)), much.pixels, much.pixels)
-        images = jax.image.resize(jnp.asarray(rows.inputs[:count, :, :, 0]), shape, 'linear')
-        found.append((np.asarray(images), rows.labels[:count]))
+        found.append((enlarged(rows.inputs[:count], much.pixels), rows.labels[:count]))
     return found
 
 

@@ -6,7 +6,6 @@
 Rows are tokens put together from pieces, all of one length, with answers of one length; the answer is teacher-forced.
 """
 
-import gzip
 import itertools
 import pathlib
 from collections.abc import Callable
@@ -15,7 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from experiments.papers.contract import ClaimContext
+from experiments.papers.real_model import Real
+from jattn.data.corpus import read_bytes
 from jattn.typing import Array, Bool, Int32
+from jattn.understanding.retrieval import RetrievalScores, score_retrieval
 
 CITIES = ('Lisbon', 'Oslo', 'Cairo', 'Lima', 'Dublin', 'Vienna', 'Boston', 'Geneva')
 VERBS = ('paint', 'carry', 'count', 'hide', 'draw', 'wash', 'lift', 'watch')
@@ -86,8 +89,17 @@ def read_book(encode: Callable[[str], list[int]], path: str | None, characters: 
     if path is None:
         return encode('It rained all day, and nobody came to the door. The road was empty. ' * 40)
     file = pathlib.Path(path) / 'sherlock_holmes.txt.gz'
-    text = gzip.decompress(file.read_bytes()).decode(errors='replace')[10_000 : 10_000 + characters]
+    text = read_bytes(file).decode(errors='replace')[10_000 : 10_000 + characters]
     return encode(' '.join(text.split()))
+
+
+def find_heads(context: ClaimContext, real: Real, rows: int, tokens: int) -> tuple[Needles, RetrievalScores]:
+    """Needles in a book, and the retrieval scores that a model's heads have on them; all 0 where no answer is right."""
+    drawn = draw(real.encode, read_book(real.encode, context.data('books')), rows, tokens, seed=0)
+    scores = score_retrieval(real.model, real.params, drawn.tokens, drawn.needle, drawn.answers)
+    if not bool(jnp.any(jnp.isfinite(scores.scores))):  # size tiny
+        scores = scores.replace(scores=jnp.zeros_like(scores.scores))
+    return drawn, scores
 
 
 def _of_one_length(

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from experiments.papers.contract import ClaimContext
-from experiments.papers.density_adaptive import explain, model
+from experiments.papers.density_adaptive import model
 from experiments.papers.density_adaptive import settings as density
 from experiments.papers.efficient_probing import encoders, probes, published, timing
 from experiments.papers.efficient_probing import settings as probing
 from experiments.papers.lama import settings as lama
 from experiments.papers.lama.cues import Cues
 from experiments.papers.lama.encoder import SentenceConfig
+from experiments.papers.ranks import spearman
 from jattn.contract import Context
 from jattn.poolers import LAMAConfig
 
@@ -143,7 +144,7 @@ def test_the_best_of_synthetic_bins_is_what_its_baseline_reaches():
 
 
 def test_ranks_that_run_against_each_other_correlate_by_minus_one():
-    assert explain.spearman(np.array([1.0, 4.0, 2.0]), np.array([9.0, 1.0, 3.0])) == pytest.approx(-1)
+    assert spearman(np.array([1.0, 4.0, 2.0]), np.array([9.0, 1.0, 3.0])) == pytest.approx(-1)
 
 
 def test_published_heads_see_characters_of_other_drawers_and_few_digits_are_as_many_of_each(tmp_path):
