@@ -1,6 +1,6 @@
 """Paper 57, "Movie Facts and Fibs" (MF^2): a fact and a fib about one long context, judged one by one.
 
-    python -m experiments.claims --only=57 --out=runs/claims                        14 minutes of one core
+    python -m experiments.claims --only=57 --out=runs/claims                        ten minutes on two slow cores
     python -m experiments.claims --only=57 --size=tiny                              half a minute: that everything runs
     python -m experiments.claims --only=57 --size=paper                             logs of 4,096 events, a GPU
 
@@ -11,8 +11,9 @@ is read once, and a claim behind its state is scored as in the whole row, for a 
 Choices: the films and their claims may not be passed on, so contexts are logs of events of a small world
 (`jattn/testbeds/event_log.py`). Decoders of two layers say TRUE or FALSE behind a log; a training row holds two claims
 of it, but each is judged alone, behind a copy of the log's state. The training starts with logs of three events, the
-smallest there are: on longer ones alone softmax learned nothing in as many steps. Detail, order and count are compared
-by pairwise accuracy at the length of training. Logs two and four times as long are tried without training on them.
+smallest there are: on longer ones alone softmax learned nothing in as many steps. Softmax without a short convolution
+is among the decoders of size paper alone. Detail, order and count are compared by pairwise accuracy at the length of
+training. Logs two and four times as long are tried without training on them.
 """
 
 from experiments.papers.contract import ClaimContext, Line

@@ -112,7 +112,7 @@ def mixers(name: str) -> tuple[MixerConfig, ...]:
         return (attention,) if name == ATTENTION else (convolution, attention)
     base = dataclasses.replace(MEMORIES[name], heads=HEADS)
     if name == 'titans_lmm':
-        return (dataclasses.replace(base, architecture=dataclasses.replace(base.architecture, expansion=2.0)),)
+        return (dataclasses.replace(base, architecture=dataclasses.replace(base.architecture, expansion=1.0)),)
     base = dataclasses.replace(base, tile=16)
     return (convolution, base) if name == 'linear_attention' else (base,)
 
@@ -126,16 +126,16 @@ def _world(events: int, claims_per_row: int, noise: float) -> FactsAndFibs:
 
 _SMALL = Size(
     pairs_known=20_000,
-    mixers=(ATTENTION, CONVOLVED, *MEMORY_MODELS),
+    mixers=(CONVOLVED, *MEMORY_MODELS),
     seeds=1,
     width=64,
     stages=(
         Stage(_world(3, 1, 1.0), steps=150, batch=128),
         Stage(_world(8, 2, 0.25), steps=250, batch=64),
     ),
-    quick=((ATTENTION, 4), (CONVOLVED, 4), ('linear_attention', 2)),
+    quick=((CONVOLVED, 3),),
     peak_lr=3e-3,
-    contexts=384,
+    contexts=256,
     pairs_of_a_log=2,
     at_once=32,
     batches_alone=4,
@@ -154,6 +154,7 @@ _TINY = dataclasses.replace(
 )
 _PAPER = dataclasses.replace(
     _SMALL,
+    mixers=(ATTENTION, CONVOLVED, *MEMORY_MODELS),
     seeds=3,
     width=512,
     stages=(
