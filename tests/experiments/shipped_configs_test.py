@@ -8,6 +8,7 @@ from experiments import configs, run, sweep
 from jattn.data import CORPORA
 from jattn.testbeds import TESTBEDS
 from jattn.training.feed import make_feed
+from tests.marks import slow_where
 from tests.programs import call, lines_of
 
 SCORES = {
@@ -20,9 +21,10 @@ SCORES = {
     'ett': ('eval/mse', 'eval/mae'),
     'dna': ('eval/bits_per_base', 'eval/accuracy'),
 }
+SLOW = ('passkey', 'landmarked', 'flow_matching')  # testbeds whose trunks have tests of their own
 
 
-@pytest.mark.parametrize('name', SCORES)
+@pytest.mark.parametrize('name', slow_where(SLOW.__contains__, SCORES))
 def test_shrunk_it_trains_without_data_and_scores(name, tmp_path):
     assert call(run, f'--config={name}', '--size=tiny', f'--workdir={tmp_path / "run"}') == 0
     last = lines_of(tmp_path / 'run')[-1]
