@@ -1,6 +1,6 @@
 """Paper 44, "Re-Reading Improves Reasoning in Large Language Models" (RE2): what a second read of a question is worth.
 
-    python -m experiments.claims --only=44 --out=runs/claims                        minutes of two cores
+    python -m experiments.claims --only=44 --out=runs/claims                        eight minutes of two slow cores
     python -m experiments.claims --only=44 --size=tiny                              that everything runs
     python -m experiments.claims --only=44 --size=paper                             more pairs, larger states, a GPU
 
