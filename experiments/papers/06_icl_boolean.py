@@ -1,6 +1,6 @@
 """Paper 06, "Learning to Learn Discrete Functions": Boolean functions in context, taught or not.
 
-    python -m experiments.claims --only=06 --out=runs/claims           twelve minutes of CPU time
+    python -m experiments.claims --only=06 --out=runs/claims           nine minutes of two slow cores
     python -m experiments.claims --only=06 --size=tiny                 two minutes: that everything runs
     python -m experiments.claims --only=06 --size=paper                n = 28, 70 points, 12 layers, a GPU
 
@@ -12,8 +12,8 @@ Choices: models of one mixer, one a task, are trained side by side (`icl_boolean
 learning rate. An accuracy is the mean over all points, the first included, as in the sheet. 'No worse' and 'equal' are
 .02. The qLSTM stands in the LSTM's place: its gates do not see its last output. The neural memory is not trained on
 majority: it takes several times as long. What needs more steps is teaching, of softmax attention and DeltaNet, and
-neighbours, of softmax attention alone. The frozen random backbone, with its read-in and read-out of two layers, is
-left out.
+neighbours, of softmax attention alone. RetNet is trained at size paper alone. The frozen random backbone, with its
+read-in and read-out of two layers, is left out.
 """
 
 from experiments.papers.contract import ClaimContext, Line
