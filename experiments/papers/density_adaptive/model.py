@@ -114,7 +114,9 @@ class CNNLSTM(nn.Module):
         near = jnp.stack([padded[:, n : n + x.shape[1]] for n in range(3)], axis=2)
         x = Linear((cfg.channels,), ('taps', 'features', 'embed'), use_bias=True, name='convolution')(near)
         x = nn.relu(BatchNorm(affine=True, name='norm')(x, context))
-        x, real = (jnp.max(_groups(y), axis=2) for y in (jnp.where(real[:, :, None], x, 0), real))
+        # Not jnp.max: its gradient asks again which value was the largest, and 0/0 if that was rounded another way.
+        x = nn.max_pool(jnp.where(real[:, :, None], x, 0), (STRIDE,), (STRIDE,))
+        real = jnp.any(real[:, : x.shape[1] * STRIDE].reshape(*x.shape[:2], STRIDE), axis=2)
         x = nn.Dropout(cfg.dropout, deterministic=not context.train)(x)
         last = LSTM(cfg.width, name='lstm')(x, real)
         return Linear((cfg.output_size,), ('embed', 'vocab'), use_bias=True, name='read_out')(last), None
@@ -160,12 +162,6 @@ class LSTM(nn.Module):
         by_time = (jnp.moveaxis(gates, 1, 0), real.T)
         (_, hidden), _ = jax.lax.scan(step, (start, start), by_time)
         return hidden
-
-
-def _groups(x: Array) -> Array:
-    """[B, T // 3, 3, ...]; frames that fill no group are left out."""
-    whole = x.shape[1] // STRIDE * STRIDE
-    return x[:, :whole].reshape(len(x), -1, STRIDE, *x.shape[2:])
 
 
 def bin_weights(cfg: CNNLSTMConfig, params: PyTree, frames: Array, real: Bool[Array, 'B T']) -> Float[Array, 'F']:
