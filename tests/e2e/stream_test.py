@@ -95,6 +95,7 @@ def test_a_needle_stream_that_is_cut_goes_on_bit_for_bit(passkey, tmp_path):
     assert score('a') == score('b')
 
 
+@pytest.mark.slow
 def test_a_text_in_two_files_counts_what_one_file_counts(reader, tmp_path, capsys):
     content = b'line 7 of a text\n' * 40
     (tmp_path / 'all').write_bytes(content)

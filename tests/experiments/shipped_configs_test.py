@@ -31,6 +31,7 @@ def test_shrunk_it_trains_without_data_and_scores(name, tmp_path):
     assert last['step'] == 20 and all(math.isfinite(last[score]) for score in ('eval/loss', *SCORES[name]))
 
 
+@pytest.mark.slow
 def test_dna_classifies_and_recall_tells_overwritten_keys_apart(tmp_path):
     arguments = ['--config=dna', '--size=tiny', '--set=data.task=classify', '--set=training.steps=2']
     assert call(run, *arguments, f'--workdir={tmp_path / "a"}') == 0
