@@ -2,7 +2,7 @@
 
 A table of every group of the suite, mixers by tasks; a table of every task with all its scores, what the models cost,
 and below them the exact solvers and facts; the mean rank over the tasks that every mixer has been run on. Pictures show
-accuracy by position in a row and on rows of other lengths.
+accuracy by position in a row, on rows of other lengths and of other numbers of pairs.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import os
 import pathlib
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -287,8 +287,9 @@ def draw(found: Found, out: pathlib.Path) -> list[pathlib.Path]:
     styles = {m: dict(color=COLORS[n % len(COLORS)], linestyle=('-', '--', ':')[n % 3]) for n, m in enumerate(mixers)}
     paths = []
     for name, label, lines_of, ticks in (
-        ('positions', 'point, place or copy', curves_of, None),
+        ('positions', 'point, place, copy or tenth of the row', curves_of, None),
         ('lengths', 'rows that many times as long', lengths_of, (1, 2, 4, 8, 16)),
+        ('pairs', 'pairs of a row', pairs_of, None),
     ):
         tasks = {task: lines_of(cells) for task, cells in found.items()}
         if any(tasks.values()):
@@ -311,15 +312,28 @@ def curves_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list[fl
 
 def lengths_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
     """mixer -> (times the length of training, score), of a task whose tests are named 2x, 8x and the like."""
+    return _of_tests(cells, 'x', lambda data: 1)
+
+
+def pairs_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
+    """mixer -> (pairs of a row, score), of a task whose tests are named '4 pairs' and the like."""
+    return _of_tests(cells, ' pairs', lambda data: data['pairs'])
+
+
+def _of_tests(
+    cells: Mapping[str, Mapping[str, Any]], unit: str, trained_on: Callable[[Mapping[str, Any]], float]
+) -> dict[str, tuple[list[float], list[float]]]:
+    """mixer -> (how many of the unit, score), the tests named by that unit and the rows of training, by number."""
     lines = {}
     for mixer, cell in cells.items():
-        runs = finished(cell)
-        tests = [name for name in (runs[0].get('tests', {}) if runs else ()) if name.endswith('x')]
+        runs, score = finished(cell), cell.get('score')
+        tests = [name for name in (runs[0].get('tests', {}) if runs else ()) if name.endswith(unit)]
         if tests:
-            score = cell['score']
-            means = [statistics.mean(run['tests'][test][score] for run in runs) for test in tests]
-            here = statistics.mean(run['metrics'][score] for run in runs)
-            lines[mixer] = ([1, *(float(test[:-1]) for test in tests)], [here, *means])
+            number = trained_on(cell['asks']['config']['data'])
+            points = {number: statistics.mean(run['metrics'][score] for run in runs)}
+            for test in tests:
+                points[float(test.removesuffix(unit))] = statistics.mean(run['tests'][test][score] for run in runs)
+            lines[mixer] = (sorted(points), [points[number] for number in sorted(points)])
     return lines
 
 

@@ -56,7 +56,8 @@ class SuiteTask:
         config: its config.
         chosen: assignments at every size but tiny: which of the config's tasks it is.
         small: further ones at size small.
-        tests: name -> assignments to the data alone; fitted models are scored on these too.
+        tests: name -> assignments to the data alone; fitted models are scored on these too. Names like 4x (the length)
+            and '12 pairs' have pictures.
     """
 
     group: str
@@ -81,7 +82,12 @@ SUITE: dict[str, SuiteTask] = {
     'sparse_parity': SuiteTask(
         group=BOOLEAN, config='boolean', chosen=('data.function=sparse_parity',), small=SMALL_BOOLEAN
     ),
-    'mqar': SuiteTask(group=RECALL, config='associative_recall', small=('data.vocabulary=32', 'data.tokens=32')),
+    'mqar': SuiteTask(
+        group=RECALL,
+        config='associative_recall',
+        small=('data.vocabulary=32', 'data.tokens=32'),
+        tests={f'{pairs} pairs': (f'pairs={pairs}', f'tokens={4 * pairs}') for pairs in (2, 4, 12)},
+    ),
     'forgetting_mqar': SuiteTask(
         group=RECALL,
         config='associative_recall',
@@ -105,6 +111,12 @@ SUITE: dict[str, SuiteTask] = {
         chosen=('data.language=a5',),
         small=('data.tokens=16', 'training.batch=64'),
         tests=LONGER,
+    ),
+    'babi': SuiteTask(
+        group=LONG,
+        config='babi',
+        small=('data.tokens=32', 'data.most_facts=4', 'data.noise=8'),
+        tests={'2x': ('tokens=64',), '4x': ('tokens=128',)},
     ),
     'paired_claims': SuiteTask(
         group=CLAIMS,

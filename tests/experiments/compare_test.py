@@ -113,6 +113,15 @@ def test_every_task_of_the_suite_builds_at_every_size():
             assert set(tests) <= set(suite.SUITE[task].tests)
 
 
+def test_tests_named_by_a_number_are_the_points_of_a_picture():
+    scores = {'2x': 0.25, '12 pairs': 0.1, '4 pairs': 0.9}
+    run = {'metrics': {'accuracy': 0.5}, 'tests': {name: {'accuracy': score} for name, score in scores.items()}}
+    cells = {'gla': {'score': 'accuracy', 'seeds': [run], 'asks': {'config': {'data': {'pairs': 8}}}}}
+    assert report.lengths_of(cells) == {'gla': ([1, 2], [0.5, 0.25])}
+    assert report.pairs_of(cells) == {'gla': ([4, 8, 12], [0.9, 0.5, 0.1])}
+    assert report.pairs_of({'exact': {'exact': {}, 'facts': {}}}) == {}
+
+
 def test_the_noise_is_the_mean_and_the_largest_half_range():
     rows = [{'name': 'a', 'loss': 1.0, 'spread': {'loss': s}} for s in (0.1, 0.3)]
     assert '±0.2 on average, ±0.3 at most' in report.noise_line(report.Table('t', rows))
