@@ -7,7 +7,7 @@ import pytest
 
 from experiments.papers.mf2 import decoders, judging, protocol
 from experiments.papers.mf2.judging import Found
-from experiments.papers.mf2.settings import ATTENTION, MEMORY_MODELS, SIZES
+from experiments.papers.mf2.settings import ATTENTION, CONVOLVED, MEMORY_MODELS, SIZES
 from experiments.papers.small_models import outputs
 from jattn.testbeds import Batch
 
@@ -154,11 +154,11 @@ def test_the_checkers_scores_judge_every_kind_and_granularity_right():
 def test_a_training_of_several_stages_ends_on_the_tasks_own_rows_and_quick_mixers_take_more_steps():
     size = SIZES['small']
     stages = {}
-    for name in (ATTENTION, 'titans_lmm'):
+    for name in (CONVOLVED, 'titans_lmm'):
         setting, stages[name] = size.setting(name), []
         while setting is not None:
             stages[name].insert(0, (setting.data, setting.steps))
             setting = setting.after
     assert stages['titans_lmm'] == [(stage.task, stage.steps) for stage in size.stages]
-    assert stages[ATTENTION] == [(stage.task, 4 * stage.steps) for stage in size.stages]
+    assert stages[CONVOLVED] == [(stage.task, 3 * stage.steps) for stage in size.stages]
     assert size.stages[0].task.events < size.stages[-1].task.events == size.lengths[0]
