@@ -4,7 +4,7 @@ A cell is compiled once: the learning rate and the seed are arguments of its pro
 with the config's seed, all are scored on the same evaluation batches, and the rate with the best score is run with
 further seeds. A run that ends with numbers that are not finite has failed: it is reported and never the best.
 
-    run = (rate, seed) -> the last evaluation, the training loss along the way, seconds
+    run = (rate, seed) -> the last evaluation, the training loss along the way, seconds of training
 
 A step is the library's own (`training/step.py`). The learning rate of a config scales everything its optimizer does
 (AdamW and Muon are linear in it), so a rate is the config's schedule times rate / peak_lr.
@@ -108,6 +108,7 @@ class Program:
         self._example, self._model = feed.example(), config.make_model()
         self._names = nn.get_partition_spec(abstract_params(self._model, self._example))
         self._eval_batches = feed.eval_batches()
+        self._compile_seconds: float | None = None
         self._start = jax.jit(lambda key: nn.unbox(init_state(self._model, self._optimizer(1.0), self._example, key)))
         self._advance = jax.jit(self._many_steps, donate_argnums=2)
 
@@ -120,18 +121,23 @@ class Program:
         if training.init_from is not None:
             state, _ = warm_start(state, config, self._example)
         factor = np.float32(rate / training.optimizer.peak_lr)
-        began, trace = time.perf_counter(), []
+        trace, seconds = [], 0.0
         for step in _stops(training.steps, training.steps_per_call):
             count = step - (trace[-1][0] if trace else 0)
             batches = feed.take(count)
             batches = None if batches is None else stack(batches)
+            if self._compile_seconds is None:  # a call of no steps, so that no run's seconds hold the compilation
+                began = time.perf_counter()
+                state, _ = jax.block_until_ready(self._advance(root, factor, state, batches, 0))
+                self._compile_seconds = time.perf_counter() - began
+            began = time.perf_counter()
             state, metrics = self._advance(root, factor, state, batches, count)
             trace.append((step, float(metrics['train/loss'])))
+            seconds += time.perf_counter() - began
             if int(state.failed_at) >= 0:
                 failed = f'the loss or the gradient was not finite at step {int(state.failed_at)}'
                 say(f'rate {rate:g}, seed {seed}: {failed}')
                 return None, {'seed': seed, 'failed': failed}
-        seconds = time.perf_counter() - began
         metrics = self.evaluate(state, self.config.data, self._eval_batches)
         name = score_of(metrics)
         say(f'rate {rate:g}, seed {seed}: {name} {metrics[name]:.4g} after {training.steps} steps, {seconds:.0f} s')
@@ -150,7 +156,7 @@ class Program:
         return mean_metrics([jax.device_get(self._score(data, state, batch)) for batch in batches])
 
     def costs(self) -> dict[str, float]:
-        """Parameters, bytes of state behind a row, and operations of a row's forward pass."""
+        """Parameters, bytes of state behind a row, operations of a row's forward pass, seconds of compilation."""
         params, tokens = abstract_params(self._model, self._example), self._example.inputs.shape[1]
         model = self.config.model
         return {
@@ -158,6 +164,7 @@ class Program:
             'state_bytes': sum(mixer.state_bytes(tokens, model.dtype) for mixer in model.mixers()),
             'mflops': self.config.trunk.flops(tokens) / 1e6,
             'tokens': tokens,
+            'compile_seconds': round(self._compile_seconds or 0.0, 2),
         }
 
     def _optimizer(self, factor: Float[Array, '']) -> optax.GradientTransformation:

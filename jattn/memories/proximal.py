@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jattn.memories.norms import lq_norm
+from jattn.nn.largest import largest
 from jattn.typing import Array, Float
 
 
@@ -120,8 +121,8 @@ def lq_dual_inverse(weights: Float[Array, '...'], q: float) -> Float[Array, '...
 
 def _duality(x: Array, p: float, epsilon: float) -> Array:
     """The gradient of norm_p(x)^2 / 2; of degree 1, so it is taken in units of the largest entry."""
-    largest = jnp.max(jnp.abs(x))
-    unit = jnp.where(largest > 0, largest, 1)
+    most = largest(jnp.abs(x).ravel())
+    unit = jnp.where(most > 0, most, 1)
     constant = lax.stop_gradient(unit)
     u = (x / constant) / (unit / constant)  # x / unit, whose derivative squares no unit
     square = jnp.square(u) + epsilon

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jattn.contract import Context, divide
+from jattn.nn.largest import largest
 from jattn.nn.linear import Linear
 from jattn.nn.norm import LayerNorm
 from jattn.poolers.pooler import (
@@ -290,5 +291,5 @@ def _powers(v: Float[Array, 'B T H V'], real: Bool[Array, 'B T'], gamma: float) 
     """(v - min v + 1e-6)^gamma, 1 on padding; in float32, for bfloat16 has no 1e-6 beside 1."""
     v = v.astype(at_least_float32(v))
     seen = real[:, :, None, None]
-    least = jnp.min(jnp.where(seen, v, jnp.inf), axis=(1, 2, 3), keepdims=True)
-    return jnp.where(seen, v - least + 1e-6, 1.0) ** gamma
+    least = -largest(jnp.where(seen, -v, -jnp.inf).reshape(len(v), -1))
+    return jnp.where(seen, v - least[:, None, None, None] + 1e-6, 1.0) ** gamma

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jattn.contract import Context, divide
+from jattn.nn.largest import largest
 from jattn.nn.linear import Linear, lecun_normal
 from jattn.poolers.pooler import PoolerConfig, mean_over_tokens, real_tokens
 from jattn.poolers.probe import BatchNorm
@@ -95,7 +96,7 @@ class CBAM(nn.Module):
         """The logit of each place; beyond the image the convolution reads 0."""
         init = nn.with_logical_partitioning(lecun_normal(3), ('rows', 'columns', 'features', 'gate'))
         kernel = self.param('kernel', init, (self.cfg.kernel, self.cfg.kernel, 2, 1), jnp.float32).astype(y.dtype)
-        pair = jnp.stack([jnp.mean(y, axis=-1), jnp.max(y, axis=-1)], axis=-1)
+        pair = jnp.stack([jnp.mean(y, axis=-1), largest(y)], axis=-1)
         grid = pair.reshape(len(y), *image, 2)
         logits = jax.lax.conv_general_dilated(grid, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
         norm = BatchNorm(epsilon=1e-5, affine=True, axis='gate', name='norm')

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jattn.contract import Context
+from jattn.nn.largest import largest
 from jattn.poolers.pooler import PoolerConfig, mean_over_tokens, real_tokens
 from jattn.typing import Array, Bool, Float
 
@@ -92,5 +93,5 @@ def max_over_tokens(tokens: Float[Array, 'B T D'], real: Bool[Array, 'B T']) -> 
     >>> max_over_tokens(jnp.array([[[-1.0], [-3.0], [9.0]]]), jnp.array([[True, True, False]])).tolist()
     [[-1.0]]
     """
-    largest = jnp.max(jnp.where(real[:, :, None], tokens, -jnp.inf), axis=1)
-    return jnp.where(jnp.any(real, axis=1)[:, None], largest, 0)
+    found = largest(jnp.where(real[:, :, None], tokens, -jnp.inf), axis=1)
+    return jnp.where(jnp.any(real, axis=1)[:, None], found, 0)

@@ -72,6 +72,29 @@ def test_the_direct_path_is_direct_attribution_up_to_the_last_norm():
         np.testing.assert_allclose(found.before + found.at(layer, head), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_direct_effects_of_all_heads_add_up_where_nothing_is_normed():
+    """One layer of heads alone, prompts that end alike; norms whose epsilon is huge multiply by a constant, here 1."""
+    cfg = DecoderConfig(
+        width=32,
+        layers=1,
+        mixer=(SoftmaxConfig(heads=4),),
+        feed_forward=None,
+        read_in='tokens',
+        input_size=11,
+        output_size=11,
+        norm_epsilon=1e8,
+        remat='none',
+    )
+    model, params = cfg.make(), perturbed_params(cfg, TOKENS, 0.1)
+    is_scale = lambda path: getattr(path[-1], 'key', None) == 'scale'
+    params = jax.tree.map_with_path(lambda path, x: jnp.full_like(x, 1e4) if is_scale(path) else x, params)
+    other = OTHER.at[:, -1].set(TOKENS[:, -1])
+    found = patch_paths(model, params, TOKENS, other, metric)
+    whole = metric(capture.run(model, params, other).outputs) - found.before
+    assert abs(whole) > 1e-2
+    np.testing.assert_allclose(found.values.sum(), whole, rtol=1e-4)
+
+
 @pytest.mark.parametrize('component', ['q', pytest.param('v', marks=SLOW)])
 def test_a_query_receives_what_the_sender_adds_and_nothing_else(component):
     model, params = opened('unrolled')
