@@ -36,7 +36,12 @@ def draw(
         figure.colorbar(image, ax=axis)
     for layer, mass in enumerate(far.density.mean(axis=1)):
         rings.semilogy(mass, color=f'{0.85 - 0.85 * layer / len(far.density):.3f}')
-    rings.set(xticks=range(0, far.density.shape[-1], 3), xlabel='ring (hops)', ylabel='attention a patch', title='light: layer 1, dark: the last')
+    rings.set(
+        xticks=range(0, far.density.shape[-1], 3),
+        xlabel='ring (hops)',
+        ylabel='attention a patch',
+        title='light: layer 1, dark: the last',
+    )
     for name, style in (('lowest', 'C0o-'), ('highest', 'C3s-'), ('random', 'C7^-')):
         eighths = sorted(n for own_name, n in kept if own_name == name)
         pruned.plot([0, *(n / 8 for n in eighths)], [whole, *(kept[name, n] for n in eighths)], style, label=name)
