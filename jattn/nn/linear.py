@@ -29,6 +29,31 @@ def lecun_normal(in_axes: int, scale: float = 1.0) -> Initializer:
     return init
 
 
+class HeadKernels(nn.Module):
+    """The parameters of a `Linear` from the width to heads, for one that applies them in another order.
+
+    Attributes:
+        features: (H, K).
+        use_bias: whether there is a bias.
+
+    >>> (kernel, bias), _ = HeadKernels((4, 8)).init_with_output(jax.random.key(0), 16)
+    >>> kernel.value.shape, bias
+    ((16, 4, 8), None)
+    """
+
+    features: tuple[int, int]
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[Float[Array, 'D H K'], Float[Array, 'H K'] | None]:
+        init = nn.with_logical_partitioning(lecun_normal(1), ('embed', 'heads', 'head'))
+        kernel = self.param('kernel', init, (width, *self.features), jax.numpy.float32)
+        if not self.use_bias:
+            return kernel, None
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('heads', 'head'))
+        return kernel, self.param('bias', zeros, self.features, jax.numpy.float32)
+
+
 class Linear(nn.Module):
     """y[..., out] = sum_in x[..., in] kernel[in, out] (+ bias[out]).
 

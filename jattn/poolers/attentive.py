@@ -10,6 +10,9 @@ Additive: Bahdanau et al. 2015, where without a decoder no state enters the scor
 Ilse et al. 2018; n is BatchNorm in AIM (El-Nouby et al. 2024) and LayerNorm in SimPool (Psomas et al. 2023) and CAE
 (Chen et al. 2022). As in the code of paper 50, with two omissions that change no output: biases that move all scores
 of a query alike, after which the softmax is the same (ABMILP's of the score, CAE's of the keys' LayerNorm).
+
+W_k and W_v meet no token: W_k is absorbed into the query, W_v follows the mean. The numbers are the same, and with one
+query a token costs 2 H D operations rather than 2 D^2.
 """
 
 import dataclasses
@@ -21,14 +24,16 @@ from flax import linen as nn
 
 from jattn.contract import Context, divide
 from jattn.nn.largest import largest
-from jattn.nn.linear import Linear
+from jattn.nn.linear import HeadKernels, Linear
 from jattn.nn.norm import LayerNorm
 from jattn.poolers.pooler import (
     PoolerConfig,
+    absorb_keys,
     attend_few,
     learned_queries,
     mean_over_tokens,
     mixed,
+    project_means,
     real_tokens,
     scale_norm,
     softmax_over_tokens,
@@ -153,12 +158,12 @@ class AIM(nn.Module):
         cfg = self.cfg
         tokens, real = real_tokens(tokens, context)
         tokens = BatchNorm(name='norm')(tokens, context)
-        k, v = (
-            Linear((cfg.heads, cfg.channels), ('embed', 'heads', 'head'), name=f'{name}_proj')(tokens) for name in 'kv'
-        )
+        split, width = (cfg.heads, cfg.channels), tokens.shape[-1]
+        (keys, _), (values, _) = (HeadKernels(split, name=f'{name}_proj')(width) for name in 'kv')
         queries = learned_queries(self, cfg.queries, 0.02).astype(tokens.dtype)
-        z, maps = attend_few(cfg.split(_for_every_row(queries, tokens)), k, v, real)
-        return jnp.mean(z, axis=1).reshape(len(z), -1), maps
+        q = absorb_keys(cfg.split(_for_every_row(queries, tokens)), keys)
+        z, maps = attend_few(q, tokens[:, :, None], tokens[:, :, None], real)
+        return jnp.mean(project_means(z, values), axis=1).reshape(len(z), -1), maps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,12 +206,10 @@ class SimPool(nn.Module):
         norm = LayerNorm(name='norm')
         query, normed = mean_over_tokens(tokens, real)[:, None], norm(tokens)
         if cfg.linears:
-            split = (cfg.heads, cfg.channels)
-            q, k = (
-                Linear(split, ('embed', 'heads', 'head'), name=f'{name}_proj')(x)
-                for name, x in (('q', query), ('k', normed))
-            )
-            v = cfg.split(normed)
+            split, width = (cfg.heads, cfg.channels), tokens.shape[-1]
+            q = Linear(split, ('embed', 'heads', 'head'), name='q_proj')(query)
+            q = absorb_keys(q, HeadKernels(split, name='k_proj')(width)[0])
+            k, v = normed[:, :, None], cfg.split(normed)
         else:
             q, k, v = cfg.split(norm(query)), cfg.split(normed), cfg.split(tokens)
         if cfg.gamma is None:
@@ -275,11 +278,15 @@ class QueryAttention(nn.Module):
         real: Bool[Array, 'B T'],
     ) -> tuple[Float[Array, 'B N D'], Float[Array, 'B Q T']]:
         q_split, axes = (self.heads, self.channels), ('embed', 'heads', 'head')
-        k_split = (self.key_heads or self.heads, self.channels)
+        k_split, width = (self.key_heads or self.heads, self.channels), keys.shape[-1]
         q = Linear(q_split, axes, self.use_bias, name='q_proj')(queries)
-        k = Linear(k_split, axes, name='k_proj')(keys)
-        v = Linear(k_split, axes, self.use_bias, name='v_proj')(values)
-        z, maps = attend_few(q, k, v, real)
+        q = absorb_keys(q, HeadKernels(k_split, name='k_proj')(width)[0])
+        z, maps = attend_few(q, keys[:, :, None], values[:, :, None], real)
+        kernel, bias = HeadKernels(k_split, self.use_bias, name='v_proj')(width)
+        z = project_means(z, kernel)
+        if bias is not None:  # the maps of a row sum to 1; without a token it reads 0
+            seen = jnp.any(real, axis=1)[:, None, None, None]
+            z = z + jnp.where(seen, jnp.repeat(bias, self.heads // len(bias), axis=0)[None, None], 0).astype(z.dtype)
         return Linear(queries.shape[-1:], ('heads', 'head', 'embed'), self.out_bias, name='o_proj')(z), maps
 
 

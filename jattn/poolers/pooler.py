@@ -120,6 +120,29 @@ def attend_few(
     return attend(pattern, v), pattern.reshape(len(q), -1, k.shape[1])
 
 
+def absorb_keys(q: Float[Array, 'B N H K'], kernel: Float[Array, 'D G K']) -> Float[Array, 'B N H D']:
+    """Queries that read the tokens themselves: u_h = sqrt(D / K) W_K^h q_h, so that u . x / sqrt(D) = q . k / sqrt(K).
+
+    Keys of every token cost T D^2 operations, these N D^2 and then N H D a token: less where N H < D.
+
+    >>> absorb_keys(jnp.array([[[[3.0]]]]), jnp.ones((4, 1, 1))).tolist()
+    [[[[6.0, 6.0, 6.0, 6.0]]]]
+    """
+    grouped = q.reshape(*q.shape[:2], kernel.shape[1], -1, q.shape[3])
+    u = jnp.einsum('bngrk,dgk->bngrd', grouped, kernel.astype(q.dtype)) * (len(kernel) / q.shape[3]) ** 0.5
+    return u.reshape(*q.shape[:3], -1)
+
+
+def project_means(z: Float[Array, 'B N H D'], kernel: Float[Array, 'D G V']) -> Float[Array, 'B N H V']:
+    """Values of the means in place of means of the values: z_h = W_V^h (sum_t a_ht x_t).
+
+    >>> project_means(jnp.array([[[[1.0, 2.0]]]]), jnp.array([[[1.0]], [[10.0]]])).tolist()
+    [[[[21.0]]]]
+    """
+    grouped = z.reshape(*z.shape[:2], kernel.shape[1], -1, z.shape[3])
+    return jnp.einsum('bngrd,dgv->bngrv', grouped, kernel.astype(z.dtype)).reshape(*z.shape[:3], -1)
+
+
 def scale_norm(x: Float[Array, '... D'], epsilon: float, name: str) -> Float[Array, '... D']:
     """LayerNorm with a scale and no bias; call it in a compact method.
 
