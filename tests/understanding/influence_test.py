@@ -1,10 +1,17 @@
 """AttentionInfluence: exact zeros, uniform attention as queries of 0, padding, sums, selection."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
 
+from jattn.mixers import SoftmaxConfig
+from jattn.models import DecoderConfig
+from jattn.understanding.heads import score_heads
 from jattn.understanding.influence import influence, influences, select
 from tests.understanding.opened import TOKENS, opened, padded
 
@@ -58,6 +65,55 @@ def test_padding_and_the_order_of_rows_change_nothing(whole):
     found = influence(*opened('scanned'), rows, HEADS, segments=context.segments)
     np.testing.assert_allclose(found.score[::-1], whole.score, rtol=1e-3)
     assert not np.any(found.by_token[:, :2]) and not np.any(found.by_token[:, -1:])
+
+
+def words_and_repeats(key, count):
+    """Rows of 24 words: drawn from a fixed table, and 12 different ones said twice."""
+    of_words, of_repeats = jax.random.split(key)
+    words = jax.random.categorical(of_words, -jnp.log(1.0 + jnp.arange(16)), shape=(count, 24))
+    order = jax.vmap(functools.partial(jax.random.permutation, x=16))(jax.random.split(of_repeats, count))
+    return words, jnp.tile(order[:, :12], 2)
+
+
+def trained_scorer(steps):
+    """Two layers of heads that have seen both kinds of rows."""
+    cfg = DecoderConfig(
+        width=32,
+        layers=2,
+        mixer=(SoftmaxConfig(heads=4),),
+        read_in='tokens',
+        input_size=16,
+        output_size=16,
+        remat='none',
+    )
+    model, optimizer = cfg.make(), optax.adam(optax.cosine_decay_schedule(5e-3, steps))
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), TOKENS))['params']
+
+    def loss(params, key):
+        rows = jnp.concatenate(words_and_repeats(key, 32))
+        log_p = jax.nn.log_softmax(model.apply({'params': params}, rows)[0][:, :-1])
+        return -jnp.mean(jnp.take_along_axis(log_p, rows[:, 1:, None], axis=-1))
+
+    def step(n, carry):
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params, jax.random.fold_in(jax.random.key(1), n)), state)
+        return optax.apply_updates(params, updates), state
+
+    return model, jax.jit(lambda p: jax.lax.fori_loop(0, steps, step, (p, optimizer.init(p)))[0])(params)
+
+
+@pytest.mark.slow
+def test_a_trained_scorer_finds_nothing_in_words_without_order_and_much_in_repeats():
+    model, params = trained_scorer(800)
+    layer, head, score = score_heads(model, params, jax.random.key(2), jnp.arange(16), batch=16, half=12).best(
+        'induction'
+    )
+    assert score > 0.4
+    words, repeats = (
+        influence(model, params, rows, [(layer, head)]).score for rows in words_and_repeats(jax.random.key(5), 64)
+    )
+    assert abs(np.mean(words)) < 0.02 and np.mean(repeats) > 0.2
+    assert np.min(repeats) > np.max(words)
 
 
 @pytest.mark.slow
