@@ -266,15 +266,18 @@ def _provenance(found: Found) -> str:
         return ''
     each = [run['seconds'] for cell in cells for run in _runs(cell) if 'seconds' in run]
     compiled = [cell['compile_seconds'] for cell in cells if 'compile_seconds' in cell]
-    older = f' (in {len(cells) - len(compiled)} cells within their first run)' if len(compiled) < len(cells) else ''
+    compilation = ' (the first of a cell compiles)'
+    if compiled:
+        compilation = f', the compilation of a cell {statistics.median(compiled):.0f} s'
+        if len(compiled) < len(cells):  # of before compilation stood apart
+            compilation += f' (in {len(cells) - len(compiled)} cells within their first run)'
     one, seeds = cells[0], max(len(cell['seeds']) for cell in cells)
     packages = ', '.join(f'{name} {version}' for name, version in one['versions'].items())
     return (
         f'{len(cells)} cells, {sum(len(_runs(cell)) for cell in cells)} runs: learning rates '
         f'{", ".join(f"{rate:g}" for rate in one["asks"]["rates"])}, {seeds} seeds at the best '
         f'(seed 0 and up); scores are mean ± half the range over seeds. A run took {statistics.median(each):.0f} s in '
-        f'the median, the compilation of a cell {statistics.median(compiled or [0]):.0f} s{older}, on {one["device"]} '
-        f'with {one["cores"]} cores, several cells at a time; {packages}.'
+        f'the median{compilation}, on {one["device"]} with {one["cores"]} cores, several cells at a time; {packages}.'
     )
 
 
