@@ -37,7 +37,7 @@ class HeadKernels(nn.Module):
         use_bias: whether there is a bias.
 
     >>> (kernel, bias), _ = HeadKernels((4, 8)).init_with_output(jax.random.key(0), 16)
-    >>> kernel.value.shape, bias
+    >>> kernel.shape, bias
     ((16, 4, 8), None)
     """
 
