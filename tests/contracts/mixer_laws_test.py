@@ -1,8 +1,9 @@
 """Every law of the mixer contract (jattn/contract.py) for every entry of MIXERS, and for variants of its options.
 
 Parameters are those of init plus 0.02 normal, so that published zero initialisations are no excuse. Documents are laid
-out at multiples of `document_align`, as the packer does. Almost all of the time is compilation: calls with a state have
-1, 5 or 16 tokens and explicit segments, so that an entry compiles each once, and an entry's tests stay with one worker.
+out at multiples of `document_align`, as the packer does. Almost all of the time is compilation: calls have segments,
+those with a state 1, 5 or 16 tokens, and the one in bfloat16 has an edit, so that an entry compiles each once, and its
+tests stay with one worker. What is cut and joined around a call is numpy, which compiles nothing.
 """
 
 import dataclasses
@@ -73,9 +74,10 @@ def over(names, slow=frozenset(VARIANTS)):
 
 
 entries, causal_entries = over(ENTRIES), over(CAUSAL)
-# Memories are one module: in the laws that trace or compile it once more, some stand for all.
-STANDING = {'linear_attention', 'gated_deltanet', 'rwkv7', 'mesa', 'titans_lmm', 'moneta'}
-some_entries, some_causal_entries = (over(names, {*VARIANTS, *MEMORIES} - STANDING) for names in (ENTRIES, CAUSAL))
+# Memories are one module, and so are extractors: in the laws that trace or compile it once more, some stand for all.
+STANDING = {'linear_attention', 'gated_deltanet', 'rwkv7', 'mesa', 'moneta'}
+OF_ANOTHER = {*MEMORIES, 'titans_mag', 'titans_mal', 'extractor_he', 'extractor_we', 'extractor_me'} - STANDING
+some_entries, some_causal_entries = (over(names, {*VARIANTS, *OF_ANOTHER}) for names in (ENTRIES, CAUSAL))
 
 
 @functools.cache
@@ -113,12 +115,35 @@ def run(name):
     return jax.jit(lambda x, context, state: mixer.apply(variables, x, context, state))
 
 
+@functools.cache
+def run_in_bfloat16(name):
+    """The compiled call `(scale of the heads' outputs) -> (y, state)` in bfloat16."""
+    cfg, variables, context = ENTRIES[name], variables_of(name), full_context(ENTRIES[name])
+
+    @jax.jit
+    def call(scale):
+        edited = variables | {'edits': {'z': Edit(scale=scale)}}
+        return cfg.make().apply(edited, inputs().astype(jnp.bfloat16), context)
+
+    return call
+
+
 def inputs(batch=BATCH, tokens=TOKENS, seed=2):
-    return jax.random.normal(jax.random.key(seed), (batch, tokens, 32))
+    return np.random.default_rng(seed).normal(size=(batch, tokens, 32)).astype(np.float32)
 
 
 def full_context(cfg, batch=BATCH, tokens=TOKENS):
     return cfg.example_context(jax.random.key(3), batch, tokens)
+
+
+def one_document(x):
+    return Context(segments=np.ones(x.shape[:2], np.int32))
+
+
+def explicit_context(name):
+    """The full context with segments, whether the mixer's example has them or not."""
+    context = full_context(ENTRIES[name])
+    return context if context.segments is not None else context.replace(segments=one_document(inputs()).segments)
 
 
 def fresh(name, batch=BATCH, capacity=2 * TOKENS):
@@ -126,7 +151,7 @@ def fresh(name, batch=BATCH, capacity=2 * TOKENS):
 
 
 def segments_of(*rows):
-    return Context(segments=jnp.array(rows, jnp.int32))
+    return Context(segments=np.array(rows, np.int32))
 
 
 def assert_close(a, b):
@@ -134,27 +159,34 @@ def assert_close(a, b):
     np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * scale)
 
 
+def call(name, x, context=None, state=None):
+    """Outputs and state; without a context the tokens are one document."""
+    y, state = run(name)(x, context or one_document(x), state)
+    return np.asarray(y), state
+
+
 def in_calls(name, x, segments, cuts, capacity=2 * TOKENS):
     """The outputs when the rows are cut at `cuts` and handed on through the state."""
     state, outputs = fresh(name, len(x), capacity), []
-    segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
+    segments = one_document(x).segments if segments is None else segments
     for start, end in itertools.pairwise([0, *cuts, x.shape[1]]):
-        y, state = run(name)(x[:, start:end], Context(segments=segments[:, start:end]), state)
+        y, state = call(name, x[:, start:end], Context(segments=segments[:, start:end]), state)
         outputs.append(y)
-    return jnp.concatenate(outputs, axis=1), state
+    return np.concatenate(outputs, axis=1), state
 
 
 def alone(name, x, row, start, end):
     """The outputs of a row's tokens as a document of their own; what follows them has no say."""
-    x = jnp.broadcast_to(jnp.roll(x[row], -start, axis=0)[None], x.shape)
-    return run(name)(x, Context(), None)[0][0, : end - start]
+    return call(name, np.broadcast_to(np.roll(x[row], -start, axis=0), x.shape))[0][0, : end - start]
 
 
 @entries
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_output_has_the_shape_and_dtype_of_the_input_and_is_finite(name, dtype):
-    cfg = ENTRIES[name]
-    y, state = run(name)(inputs().astype(dtype), full_context(cfg), None)
+    if dtype == jnp.bfloat16:
+        y, state = run_in_bfloat16(name)(jnp.ones(()))
+    else:
+        y, state = run(name)(inputs(), explicit_context(name), None)
     assert state is None
     chex.assert_shape(y, (BATCH, TOKENS, 32))
     chex.assert_type(y, dtype)
@@ -165,7 +197,8 @@ def test_output_has_the_shape_and_dtype_of_the_input_and_is_finite(name, dtype):
 @causal_entries
 def test_gradient_to_future_tokens_is_exactly_zero(name):
     for t in (0, 6, TOKENS - 2):
-        _, grad = gradients(name)(inputs(), jnp.zeros((BATCH, TOKENS, 32)).at[:, t].set(1.0))
+        at_t = np.broadcast_to(np.arange(TOKENS)[:, None] == t, (BATCH, TOKENS, 32)).astype(np.float32)
+        grad = np.asarray(gradients(name)(inputs(), at_t)[1])
         assert np.all(grad[:, t + 1 :] == 0)
         assert np.all(np.any(grad[:, t] != 0, axis=-1))
 
@@ -173,7 +206,7 @@ def test_gradient_to_future_tokens_is_exactly_zero(name):
 @causal_entries
 @pytest.mark.parametrize('cuts', [[*range(1, 16)], [5, 10, 15], [1, 6, 11]], ids=['steps', 'odd', 'mixed'])
 def test_any_split_into_calls_gives_the_same_outputs(name, cuts):
-    whole, _ = run(name)(inputs(), Context(), None)
+    whole, _ = call(name, inputs())
     split, _ = in_calls(name, inputs(), None, cuts)
     assert_close(split, whole)
 
@@ -181,29 +214,29 @@ def test_any_split_into_calls_gives_the_same_outputs(name, cuts):
 @causal_entries
 def test_state_keeps_its_structure_and_dtypes(name):
     state = fresh(name)
-    _, after = run(name)(inputs()[:, :5], segments_of([1] * 5, [1] * 5), state)
+    _, after = call(name, inputs()[:, :5], state=state)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
 
 
 @some_causal_entries
 def test_explicit_positions_and_segments_equal_the_implicit_ones(name):
-    whole, _ = run(name)(inputs(), Context(), None)
-    positions = jnp.broadcast_to(jnp.arange(TOKENS), (BATCH, TOKENS))
-    explicit = Context(positions=positions, segments=jnp.full((BATCH, TOKENS), 7))
-    assert_close(run(name)(inputs(), explicit, None)[0], whole)
+    whole, _ = call(name, inputs(), Context())
+    positions = np.broadcast_to(np.arange(TOKENS, dtype=np.int32), (BATCH, TOKENS))
+    explicit = Context(positions=positions, segments=np.full((BATCH, TOKENS), 7, np.int32))
+    assert_close(call(name, inputs(), explicit)[0], whole)
     _, state = in_calls(name, inputs()[:, :11], None, [5, 10])
-    rest = Context(positions=positions[:, 11:], segments=jnp.ones((BATCH, TOKENS - 11), jnp.int32))
-    assert_close(run(name)(inputs()[:, 11:], rest, state)[0], whole[:, 11:])
+    rest = Context(positions=positions[:, 11:], segments=np.ones((BATCH, TOKENS - 11), np.int32))
+    assert_close(call(name, inputs()[:, 11:], rest, state)[0], whole[:, 11:])
 
 
 @causal_entries
 @pytest.mark.parametrize('cuts', [None, [], [*range(5, 12)], [1, 6, 11]], ids=['whole', 'state', 'border', 'inside'])
 def test_packed_documents_equal_separate_ones(name, cuts):
     # Two documents a row, of other lengths in each row; borders fall between, inside and at the edges of calls.
-    segments = jnp.array([[3] * 8 + [5] * 8, [2] * 3 + [0] * 5 + [9] * 7 + [0]], jnp.int32)
+    segments = segments_of([3] * 8 + [5] * 8, [2] * 3 + [0] * 5 + [9] * 7 + [0]).segments
     x = inputs()
     if cuts is None:
-        packed, _ = run(name)(x, Context(segments=segments), None)
+        packed, _ = call(name, x, Context(segments=segments))
     else:
         packed, _ = in_calls(name, x, segments, cuts)
     for row, start, end in ((0, 0, 8), (0, 8, 16), (1, 0, 3), (1, 8, 15)):
@@ -218,7 +251,7 @@ def test_padding_before_and_after_changes_nothing(name, stateful):
     start = align if align > 1 else 3
     segments = np.zeros((BATCH, TOKENS), np.int32)
     segments[:, start : start + length] = 1
-    y, _ = run(name)(x, Context(segments=jnp.array(segments)), fresh(name) if stateful else None)
+    y, _ = call(name, x, Context(segments=segments), fresh(name) if stateful else None)
     for row in range(BATCH):
         assert_close(y[row, start : start + length], alone(name, x, row, start, start + length))
 
@@ -227,16 +260,16 @@ def test_padding_before_and_after_changes_nothing(name, stateful):
 def test_padding_is_the_identity_of_the_state(name):
     x = inputs()
     _, before = in_calls(name, x[:, :5], None, [])
-    _, after = run(name)(x[:, 5:10], segments_of([0] * 5, [0] * 5), before)
+    _, after = call(name, x[:, 5:10], segments_of([0] * 5, [0] * 5), before)
     chex.assert_trees_all_close(after, before, rtol=0, atol=1e-6)
 
 
 @causal_entries
 def test_rows_may_stand_at_different_positions(name):
     x = inputs()
-    whole, _ = run(name)(x, Context(), None)
+    whole, _ = call(name, x)
     _, state = in_calls(name, x[:, :11], segments_of([1] * 11, [1] * 5 + [0] * 6).segments, [5, 10])
-    y, _ = run(name)(jnp.stack([x[0, 11:], x[1, 5:10]]), segments_of([1] * 5, [1] * 5), state)
+    y, _ = call(name, np.stack([x[0, 11:], x[1, 5:10]]), state=state)
     assert_close(y, np.stack([whole[0, 11:], whole[1, 5:10]]))
 
 
@@ -244,15 +277,15 @@ def test_rows_may_stand_at_different_positions(name):
 def test_a_new_document_clears_the_state(name):
     x = inputs()
     _, state = in_calls(name, x[:, :11], segments_of([1] * 11, [4] * 11).segments, [5, 10])
-    y, _ = run(name)(x[:, 11:], segments_of([2] * 5, [6] * 5), state)
+    y, _ = call(name, x[:, 11:], segments_of([2] * 5, [6] * 5), state)
     for row in range(BATCH):
         assert_close(y[row], alone(name, x, row, 11, 16))
 
 
 @some_causal_entries
 def test_a_document_longer_than_two_windows_streams_at_the_declared_size(name):
-    x = jnp.concatenate([inputs(), inputs(seed=5)], axis=1)
-    whole, _ = run(name)(x, Context(), None)
+    x = np.concatenate([inputs(), inputs(seed=5)], axis=1)
+    whole, _ = call(name, x)
     split, _ = in_calls(name, x, None, [16, 17, 22, 27], capacity=x.shape[1])
     assert_close(split, whole)
 
@@ -286,12 +319,12 @@ def test_evaluation_changes_no_collection(name):
 
 @some_entries
 def test_jit_equals_no_jit_and_traces_once(name):
-    cfg, variables = ENTRIES[name], variables_of(name)
-    y, _ = run(name)(inputs(), full_context(cfg), None)
+    context = explicit_context(name)
+    y, _ = run(name)(inputs(), context, None)
     traces = run(name)._cache_size()
-    run(name)(inputs(seed=6), full_context(cfg), None)
+    run(name)(inputs(seed=6), context, None)
     assert run(name)._cache_size() == traces
-    plain, _ = cfg.make().apply(variables, inputs(), full_context(cfg))
+    plain, _ = ENTRIES[name].make().apply(variables_of(name), inputs(), context)
     assert_close(y, plain)
 
 
@@ -332,10 +365,7 @@ def test_declared_sites_are_captured(name):
 
 @entries
 def test_edits_are_obeyed(name):
-    cfg = ENTRIES[name]
-    y, _ = run(name)(inputs(), full_context(cfg), None)
-    variables = variables_of(name) | {'edits': {'z': Edit(scale=jnp.zeros(()))}}
-    silenced, _ = jax.jit(cfg.make().apply)(variables, inputs(), full_context(cfg))
+    (y, _), (silenced, _) = (run_in_bfloat16(name)(jnp.full((), scale)) for scale in (1.0, 0.0))
     assert np.max(np.abs(y)) > 0
     np.testing.assert_array_equal(silenced, jnp.zeros_like(silenced))
 
