@@ -8,7 +8,7 @@ import pytest
 from experiments import claims
 from experiments.papers.contract import ClaimContext
 
-QUICK = ('33', '52')  # the others take a minute or two, most of it compilation
+QUICK = ('52',)  # the others take a minute or two, most of it compilation
 MODULES = [
     pytest.param(module, marks=() if number in QUICK else pytest.mark.slow)
     for number, module in claims.names().items()
