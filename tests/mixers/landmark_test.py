@@ -15,6 +15,7 @@ from jattn.nn.cache import RingCache
 from jattn.nn.landmark_cache import LandmarkCache
 from jattn.nn.longheads_cache import LongHeadsCache
 from jattn.ops.softmax_attention.landmark import landmark_attention, landmark_mask, landmark_pattern
+from tests.marks import slow_where
 from tests.mixers.packed import DOCUMENTS, PACKED, X, parameters
 
 B, T, H, G, K, V, C = 2, 23, 4, 2, 6, 5, 4
@@ -113,11 +114,14 @@ def value_and_gradients(implementation, segmented, tile):
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
 
 
-@pytest.mark.parametrize(
-    'landmarks, segmented, tile',
-    [('grid', True, C), ('random', True, 3), ('random', False, C), ('grid', False, 64)],
-)
-def test_the_block_form_is_the_reference_in_value_and_gradient(landmarks, segmented, tile):
+# Which landmarks, whether documents are packed, tokens of a tile; of each pair of the last two one form is quick.
+FORMS = [(marks, *form) for marks in ('grid', 'random') for form in ((True, C), (True, 3), (False, C), (False, 64))]
+QUICK = {('grid', True, C), ('random', True, 3), ('random', False, C), ('grid', False, 64)}
+
+
+@pytest.mark.parametrize('form', slow_where(lambda form: form not in QUICK, FORMS))
+def test_the_block_form_is_the_reference_in_value_and_gradient(form):
+    landmarks, segmented, tile = form
     random = np.random.default_rng(2)
     marks = np.broadcast_to(GRID, (B, T)) if landmarks == 'grid' else random.random((B, T)) < 0.3
     with jax.enable_x64(True):

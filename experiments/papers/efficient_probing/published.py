@@ -120,7 +120,7 @@ def characters(context: ClaimContext, much: Published) -> list[tuple[np.ndarray,
     own = [(seen.inputs[is_first], seen.labels[is_first]), (seen.inputs[~is_first], seen.labels[~is_first]),
            (both.inputs, both.labels)]  # fmt: skip
     kept = [labels < much.characters for _, labels in own]
-    # Padded drawings have sharp edges and fewer pixels of a stroke: the encoder tells them apart worse.
+    # The encoder tells padded drawings apart worse than enlarged ones.
     drawn, padded = data.sides
     inside = slice((padded - drawn) // 2, (padded + drawn) // 2)
     return [
